@@ -1,0 +1,27 @@
+//! The only file that reads a clock; everything else is given the time.
+
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use wiremesh_certs::UnixTime;
+
+/// Monotonic time, for deadlines and ages.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads this clock")]
+pub fn now() -> Instant {
+    Instant::now()
+}
+
+/// Wall-clock time, for what is written into certificates and records.
+pub fn unix() -> UnixTime {
+    UnixTime(since_epoch().as_secs())
+}
+
+/// Wall-clock time in milliseconds, for the sequence numbers of records.
+pub fn unix_millis() -> u64 {
+    u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A clock before 1970 counts as 1970: certificates are then refused as not yet valid, with that reason.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads this clock")]
+fn since_epoch() -> std::time::Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}

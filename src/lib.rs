@@ -1,0 +1,14 @@
+//! wiremesh joins GPU machines into one private network and routes requests to the best worker in it.
+//!
+//! Parts, and who may name whom (held by `layers.rs`):
+//!
+//! ```text
+//!               app ── joins them all, the only file that knows two parts
+//!   ┌───────────┬─┴─────────┬───────────┬──────────┐
+//! membership  overlay   directory ◄── router ──► services        coordinator (the other program)
+//!   └───────────┴────── wiremesh-certs · api · clock · task · backoff ──────┘
+//! ```
+
+pub mod backoff;
+pub mod clock;
+pub mod task;
