@@ -9,7 +9,9 @@
 //!   └───────────┴────── wiremesh-certs · api · clock · task · backoff ──────┘
 //! ```
 
+pub mod api;
 pub mod backoff;
 pub mod clock;
+pub mod coordinator;
 pub mod settings;
 pub mod task;
