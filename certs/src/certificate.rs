@@ -1,0 +1,572 @@
+//! X.509 certificates as wiremesh uses them: read strictly, into types, before anybody believes them.
+//!
+//! A certificate that does not look exactly like one we issue is refused, whatever its signature: what cannot be
+//! expressed cannot be abused. The profile (RFC 5280):
+//!
+//! | | authority | intermediate | node | coordinator's TLS |
+//! |---|---|---|---|---|
+//! | subject | O=wiremesh, CN=mesh | O=wiremesh, CN=mesh | CN=name | CN=coordinator |
+//! | SAN | none | none | overlay IP, `name.mesh.internal`, `wiremesh://mesh/name` | `coordinator.mesh.internal` |
+//! | basic constraints | CA | CA, path length 0 | none | none |
+//! | key usage | certSign, cRLSign, digitalSignature | the same | digitalSignature | digitalSignature |
+//! | extended key usage | none | none | server and client | server |
+//! | name constraints | network, `mesh.internal` | the same | none | none |
+//! | private extensions | none | none | [`oid::WIREGUARD_KEY`], [`oid::GROUPS`], [`oid::SERVICES`] | none |
+
+use std::{fmt, net::IpAddr, sync::Arc};
+
+use ipnet::IpNet;
+use sha2::{Digest, Sha256};
+use x509_parser::{
+    extensions::{GeneralName, ParsedExtension},
+    prelude::{FromDer, X509Certificate},
+    x509::{SubjectPublicKeyInfo, X509Name},
+};
+
+use crate::{
+    Fingerprint, GroupName, MeshName, NodeId, NodeName, OverlayIp, Serial, ServiceName, UnixTime, WgPublicKey, keys,
+};
+
+/// Larger than any certificate of the profile.
+pub const MAX_CERTIFICATE_BYTES: usize = 2048;
+/// Node certificate and intermediates, without the root.
+pub const MAX_CHAIN: usize = 3;
+/// Of one node.
+pub const MAX_GROUPS: usize = 8;
+/// Of one node.
+pub const MAX_SERVICES: usize = 16;
+/// A node may not be called so: its certificate would pass for the coordinator's.
+pub const COORDINATOR_NAME: &str = "coordinator";
+
+/// Object identifiers of the private extensions, in an arc derived from random bits (ITU-T X.667, `2.25`).
+pub mod oid {
+    /// The node's WireGuard public key, 32 bytes.
+    pub const WIREGUARD_KEY: &[u64] = &[2, 25, 3146792049317540851, 1];
+    /// `SEQUENCE OF UTF8String`: the node's groups.
+    pub const GROUPS: &[u64] = &[2, 25, 3146792049317540851, 2];
+    /// `SEQUENCE OF UTF8String`: the services the node may offer. Absent: any.
+    pub const SERVICES: &[u64] = &[2, 25, 3146792049317540851, 3];
+}
+
+/// Not a certificate of the profile. Says which rule it breaks.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("not a certificate of this kind: {0}")]
+pub struct BadCertificate(pub(crate) &'static str);
+
+/// Which services a node may offer.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum AllowedServices {
+    /// Every one.
+    Any,
+    /// These alone.
+    Only(Vec<ServiceName>),
+}
+
+impl AllowedServices {
+    /// Whether `service` is among them.
+    pub fn allows(&self, service: &ServiceName) -> bool {
+        match self {
+            AllowedServices::Any => true,
+            AllowedServices::Only(services) => services.contains(service),
+        }
+    }
+}
+
+/// A node's certificate and the intermediates above it, leaf first, without the root. Not believed: see
+/// [`Trust`](crate::Trust). Cheap to clone.
+#[derive(Clone, Eq, PartialEq)]
+pub struct Chain(Arc<[Vec<u8>]>);
+
+impl Chain {
+    /// From DER, leaf first.
+    pub fn from_ders(certificates: Vec<Vec<u8>>) -> Result<Chain, BadCertificate> {
+        if certificates.is_empty() || certificates.len() > MAX_CHAIN {
+            return Err(BadCertificate("a chain has one to three certificates"));
+        }
+        if certificates.iter().any(|der| der.len() > MAX_CERTIFICATE_BYTES) {
+            return Err(BadCertificate("longer than 2048 bytes"));
+        }
+        Ok(Chain(certificates.into()))
+    }
+
+    /// From one or more `CERTIFICATE` blocks, leaf first.
+    pub fn from_pem(text: &str) -> Result<Chain, BadCertificate> {
+        Chain::from_ders(certificates_in(text)?)
+    }
+
+    /// `CERTIFICATE` blocks, leaf first.
+    pub fn to_pem(&self) -> String {
+        self.0.iter().map(|der| to_pem(der)).collect()
+    }
+
+    /// DER, leaf first.
+    pub fn ders(&self) -> &[Vec<u8>] {
+        &self.0
+    }
+
+    /// The node's own certificate.
+    pub fn leaf(&self) -> &[u8] {
+        &self.0[0]
+    }
+}
+
+impl fmt::Debug for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Chain({} × {})", self.0.len(), Fingerprint::of(self.leaf()))
+    }
+}
+
+impl Fingerprint {
+    /// Of a certificate in DER.
+    pub fn of(der: &[u8]) -> Fingerprint {
+        Fingerprint(Sha256::digest(der).into())
+    }
+}
+
+/// What any certificate of the profile says about itself and its issuer.
+pub(crate) struct Outline<'a> {
+    parsed: X509Certificate<'a>,
+    signature: &'a [u8],
+    pub key: NodeId,
+    pub serial: Serial,
+    pub not_before: UnixTime,
+    pub not_after: UnixTime,
+}
+
+impl<'a> Outline<'a> {
+    pub fn parse(der: &'a [u8]) -> Result<Outline<'a>, BadCertificate> {
+        if der.len() > MAX_CERTIFICATE_BYTES {
+            return Err(BadCertificate("longer than 2048 bytes"));
+        }
+        let (rest, parsed) = X509Certificate::from_der(der).map_err(|_| BadCertificate("not X.509 in DER"))?;
+        if !rest.is_empty() {
+            return Err(BadCertificate("bytes after its end"));
+        }
+        if parsed.version().0 != 2 {
+            return Err(BadCertificate("not X.509 version 3"));
+        }
+        if parsed.signature_algorithm != parsed.tbs_certificate.signature {
+            return Err(BadCertificate("two different signature algorithms"));
+        }
+        if !is_ed25519(&parsed.signature_algorithm.algorithm) {
+            return Err(BadCertificate("its signature is not Ed25519"));
+        }
+        let time =
+            |seconds: i64| u64::try_from(seconds).map(UnixTime).map_err(|_| BadCertificate("a time before 1970"));
+        Ok(Outline {
+            signature: ed25519_signature(der, parsed.tbs_certificate.as_ref())
+                .ok_or(BadCertificate("its signature is not Ed25519"))?,
+            key: ed25519_key(&parsed.tbs_certificate.subject_pki)?,
+            serial: serial(parsed.tbs_certificate.raw_serial())?,
+            not_before: time(parsed.validity().not_before.timestamp())?,
+            not_after: time(parsed.validity().not_after.timestamp())?,
+            parsed,
+        })
+    }
+
+    /// Whether `issuer` signed this certificate.
+    pub fn is_issued_by(&self, issuer: &Outline<'_>) -> bool {
+        self.parsed.issuer().as_raw() == issuer.parsed.subject().as_raw()
+            && keys::is_signed_by(&issuer.key, self.parsed.tbs_certificate.as_ref(), self.signature)
+    }
+}
+
+/// What a node's certificate claims.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct NodeClaims {
+    pub mesh: MeshName,
+    pub name: NodeName,
+    pub address: OverlayIp,
+    pub wg: WgPublicKey,
+    pub groups: Vec<GroupName>,
+    pub services: AllowedServices,
+}
+
+impl NodeClaims {
+    /// Reads the claims of a node certificate.
+    pub fn of(outline: &Outline<'_>) -> Result<NodeClaims, BadCertificate> {
+        let mut names = None;
+        let mut usage = false;
+        let mut extended_usage = false;
+        let mut wg = None;
+        let mut groups = None;
+        let mut services = None;
+        for_each_extension(&outline.parsed, |extension| {
+            match extension.parsed_extension() {
+                ParsedExtension::SubjectAlternativeName(san) => names = Some(alternative_names(&san.general_names)?),
+                ParsedExtension::KeyUsage(key_usage) => {
+                    usage = key_usage.digital_signature() && !key_usage.key_cert_sign()
+                }
+                ParsedExtension::ExtendedKeyUsage(usage) => extended_usage = usage.client_auth && usage.server_auth,
+                ParsedExtension::AuthorityKeyIdentifier(_) => {}
+                ParsedExtension::UnsupportedExtension { .. } => {
+                    if is(&extension.oid, oid::WIREGUARD_KEY) {
+                        let bytes: [u8; 32] = extension
+                            .value
+                            .try_into()
+                            .map_err(|_| BadCertificate("its WireGuard key is not 32 bytes"))?;
+                        wg = Some(WgPublicKey(bytes));
+                    } else if is(&extension.oid, oid::GROUPS) {
+                        groups = Some(name_list(extension.value, MAX_GROUPS)?);
+                    } else if is(&extension.oid, oid::SERVICES) {
+                        services = Some(name_list(extension.value, MAX_SERVICES)?);
+                    } else if extension.critical {
+                        return Err(BadCertificate("an unknown critical extension"));
+                    }
+                }
+                _ => return Err(BadCertificate("an extension that a node certificate does not have")),
+            }
+            Ok(())
+        })?;
+        if !usage {
+            return Err(BadCertificate("its key usage does not fit a node"));
+        }
+        if !extended_usage {
+            return Err(BadCertificate("its extended key usage does not fit a node"));
+        }
+        let (mesh, name, address) = names.ok_or(BadCertificate("no subject alternative name"))?;
+        if common_name(outline.parsed.subject())? != name.as_str() {
+            return Err(BadCertificate("its subject and its alternative name differ"));
+        }
+        if name.as_str() == COORDINATOR_NAME {
+            return Err(BadCertificate("a node may not be called coordinator"));
+        }
+        Ok(NodeClaims {
+            mesh,
+            name,
+            address,
+            wg: wg.ok_or(BadCertificate("no WireGuard key"))?,
+            groups: groups.unwrap_or_default(),
+            services: services.map_or(AllowedServices::Any, AllowedServices::Only),
+        })
+    }
+}
+
+/// Whether this is a coordinator's TLS certificate of `mesh`.
+pub(crate) fn is_coordinator_tls(outline: &Outline<'_>, mesh: &MeshName) -> Result<(), BadCertificate> {
+    let expected = coordinator_dns_name(mesh);
+    let mut named = false;
+    let mut server = false;
+    for_each_extension(&outline.parsed, |extension| {
+        match extension.parsed_extension() {
+            ParsedExtension::SubjectAlternativeName(san) => {
+                named = matches!(san.general_names.as_slice(), [GeneralName::DNSName(name)] if *name == expected);
+            }
+            ParsedExtension::ExtendedKeyUsage(usage) => server = usage.server_auth && !usage.client_auth,
+            ParsedExtension::KeyUsage(usage) if usage.key_cert_sign() => {
+                return Err(BadCertificate("its key usage does not fit a server"));
+            }
+            ParsedExtension::KeyUsage(_) | ParsedExtension::AuthorityKeyIdentifier(_) => {}
+            _ => return Err(BadCertificate("an extension that a coordinator's certificate does not have")),
+        }
+        Ok(())
+    })?;
+    if !named || !server {
+        return Err(BadCertificate("not a coordinator's"));
+    }
+    Ok(())
+}
+
+/// The name in a coordinator's TLS certificate, whatever address it is reached at.
+pub fn coordinator_dns_name(mesh: &MeshName) -> String {
+    format!("{COORDINATOR_NAME}.{mesh}.internal")
+}
+
+/// The certificate of a mesh's authority, root or intermediate. Cheap to clone.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct CaCertificate(Arc<CaFacts>);
+
+#[derive(Debug, Eq, PartialEq)]
+struct CaFacts {
+    der: Vec<u8>,
+    mesh: MeshName,
+    network: IpNet,
+    fingerprint: Fingerprint,
+    key: NodeId,
+    serial: Serial,
+    not_before: UnixTime,
+    not_after: UnixTime,
+    path_length: Option<u32>,
+}
+
+impl CaCertificate {
+    /// Reads an authority's certificate. Its own signature is not checked: a root is trusted because it was chosen.
+    pub fn from_der(der: Vec<u8>) -> Result<CaCertificate, BadCertificate> {
+        let outline = Outline::parse(&der)?;
+        let mesh = MeshName::new(common_name(outline.parsed.subject())?)
+            .map_err(|_| BadCertificate("its common name is not a mesh name"))?;
+        let mut path_length = None;
+        let mut is_ca = false;
+        let mut signs_certificates = false;
+        let mut network = None;
+        for_each_extension(&outline.parsed, |extension| {
+            match extension.parsed_extension() {
+                ParsedExtension::BasicConstraints(basic) => {
+                    is_ca = basic.ca;
+                    path_length = basic.path_len_constraint;
+                }
+                ParsedExtension::KeyUsage(usage) => signs_certificates = usage.key_cert_sign(),
+                ParsedExtension::NameConstraints(constraints) => {
+                    network = constrained_network(constraints, &mesh)?;
+                }
+                ParsedExtension::SubjectKeyIdentifier(_) | ParsedExtension::AuthorityKeyIdentifier(_) => {}
+                _ => return Err(BadCertificate("an extension that an authority's certificate does not have")),
+            }
+            Ok(())
+        })?;
+        if !is_ca || !signs_certificates {
+            return Err(BadCertificate("not an authority's: it may not sign certificates"));
+        }
+        let network = network.ok_or(BadCertificate("no name constraints: it could speak for any network"))?;
+        let (key, serial, not_before, not_after) = (outline.key, outline.serial, outline.not_before, outline.not_after);
+        Ok(CaCertificate(Arc::new(CaFacts {
+            fingerprint: Fingerprint::of(&der),
+            der,
+            mesh,
+            network,
+            key,
+            serial,
+            not_before,
+            not_after,
+            path_length,
+        })))
+    }
+
+    /// From one `CERTIFICATE` block.
+    pub fn from_pem(text: &str) -> Result<CaCertificate, BadCertificate> {
+        match certificates_in(text)?.as_slice() {
+            [der] => CaCertificate::from_der(der.clone()),
+            _ => Err(BadCertificate("more than one certificate in the file")),
+        }
+    }
+
+    /// A `CERTIFICATE` block.
+    pub fn pem(&self) -> String {
+        to_pem(&self.0.der)
+    }
+
+    /// DER bytes.
+    pub fn der(&self) -> &[u8] {
+        &self.0.der
+    }
+
+    /// The mesh it speaks for.
+    pub fn mesh(&self) -> &MeshName {
+        &self.0.mesh
+    }
+
+    /// The overlay network it is limited to.
+    pub fn network(&self) -> IpNet {
+        self.0.network
+    }
+
+    /// SHA-256 of its DER form: what join tokens pin.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.0.fingerprint
+    }
+
+    /// Its public key.
+    pub fn key(&self) -> NodeId {
+        self.0.key
+    }
+
+    /// Its serial number.
+    pub fn serial(&self) -> Serial {
+        self.0.serial
+    }
+
+    /// Valid from.
+    pub fn not_before(&self) -> UnixTime {
+        self.0.not_before
+    }
+
+    /// Valid until.
+    pub fn not_after(&self) -> UnixTime {
+        self.0.not_after
+    }
+
+    /// How many authorities may stand between this one and a node; `None`: any number.
+    pub(crate) fn path_length(&self) -> Option<u32> {
+        self.0.path_length
+    }
+}
+
+fn for_each_extension<'a>(
+    certificate: &'a X509Certificate<'a>,
+    mut visit: impl FnMut(&'a x509_parser::prelude::X509Extension<'a>) -> Result<(), BadCertificate>,
+) -> Result<(), BadCertificate> {
+    // `extensions_map` refuses duplicates.
+    certificate.tbs_certificate.extensions_map().map_err(|_| BadCertificate("the same extension twice"))?;
+    certificate.extensions().iter().try_for_each(|extension| {
+        if extension.parsed_extension().error().is_some() {
+            return Err(BadCertificate("an extension that cannot be read"));
+        }
+        visit(extension)
+    })
+}
+
+/// The overlay address, DNS name and URI of a node: exactly one each, and of one mind.
+fn alternative_names(names: &[GeneralName<'_>]) -> Result<(MeshName, NodeName, OverlayIp), BadCertificate> {
+    let (mut address, mut dns, mut uri) = (None, None, None);
+    for name in names {
+        let duplicate = match name {
+            GeneralName::IPAddress(bytes) => {
+                let ip = match bytes.len() {
+                    4 => <[u8; 4]>::try_from(*bytes).map(IpAddr::from).ok(),
+                    16 => <[u8; 16]>::try_from(*bytes).map(IpAddr::from).ok(),
+                    _ => None,
+                };
+                address.replace(ip.ok_or(BadCertificate("an address of neither 4 nor 16 bytes"))?).is_some()
+            }
+            GeneralName::DNSName(name) => dns.replace(*name).is_some(),
+            GeneralName::URI(name) => uri.replace(*name).is_some(),
+            _ => return Err(BadCertificate("an alternative name that is no address, DNS name or URI")),
+        };
+        if duplicate {
+            return Err(BadCertificate("two alternative names of one kind"));
+        }
+    }
+    let (Some(address), Some(dns), Some(uri)) = (address, dns, uri) else {
+        return Err(BadCertificate("an alternative name is missing: address, DNS name and URI are all needed"));
+    };
+    let (mesh, name) = uri
+        .strip_prefix("wiremesh://")
+        .and_then(|rest| rest.split_once('/'))
+        .ok_or(BadCertificate("its URI is not wiremesh://MESH/NAME"))?;
+    let mesh = MeshName::new(mesh).map_err(|_| BadCertificate("its URI has no good mesh name"))?;
+    let name = NodeName::new(name).map_err(|_| BadCertificate("its URI has no good node name"))?;
+    if dns != format!("{name}.{mesh}.internal") {
+        return Err(BadCertificate("its DNS name and its URI differ"));
+    }
+    Ok((mesh, name, OverlayIp(address)))
+}
+
+fn constrained_network(
+    constraints: &x509_parser::extensions::NameConstraints<'_>,
+    mesh: &MeshName,
+) -> Result<Option<IpNet>, BadCertificate> {
+    if constraints.excluded_subtrees.is_some() {
+        return Err(BadCertificate("excluded subtrees in its name constraints"));
+    }
+    let (mut network, mut domain) = (None, false);
+    for subtree in constraints.permitted_subtrees.iter().flatten() {
+        match &subtree.base {
+            GeneralName::IPAddress(bytes) if network.is_none() => network = Some(address_and_mask(bytes)?),
+            GeneralName::DNSName(name) if *name == format!("{mesh}.internal") => domain = true,
+            _ => return Err(BadCertificate("name constraints of another form than one network and MESH.internal")),
+        }
+    }
+    if !domain {
+        return Err(BadCertificate("name constraints without MESH.internal"));
+    }
+    Ok(network)
+}
+
+/// RFC 5280, section 4.2.1.10: address and mask, 8 or 32 bytes.
+fn address_and_mask(bytes: &[u8]) -> Result<IpNet, BadCertificate> {
+    let bad = BadCertificate("a network in its name constraints that is none");
+    let (address, mask): (IpAddr, IpAddr) = match bytes.len() {
+        8 => {
+            let (address, mask) = bytes.split_at(4);
+            match (<[u8; 4]>::try_from(address), <[u8; 4]>::try_from(mask)) {
+                (Ok(address), Ok(mask)) => (address.into(), mask.into()),
+                _ => return Err(bad),
+            }
+        }
+        32 => {
+            let (address, mask) = bytes.split_at(16);
+            match (<[u8; 16]>::try_from(address), <[u8; 16]>::try_from(mask)) {
+                (Ok(address), Ok(mask)) => (address.into(), mask.into()),
+                _ => return Err(bad),
+            }
+        }
+        _ => return Err(bad),
+    };
+    IpNet::with_netmask(address, mask).map(|network| network.trunc()).map_err(|_| bad)
+}
+
+fn name_list<T: std::str::FromStr>(der: &[u8], limit: usize) -> Result<Vec<T>, BadCertificate> {
+    let bad = || BadCertificate("a private extension that is no list of names");
+    let texts: Vec<String> =
+        yasna::parse_der(der, |reader| reader.collect_sequence_of(|name| name.read_utf8string())).map_err(|_| bad())?;
+    if texts.len() > limit {
+        return Err(BadCertificate("too many groups or services"));
+    }
+    texts.iter().map(|text| text.parse().map_err(|_| bad())).collect()
+}
+
+pub(crate) fn encode_name_list<T: AsRef<str>>(names: &[T]) -> Vec<u8> {
+    yasna::construct_der(|writer| {
+        writer.write_sequence_of(|writer| {
+            for name in names {
+                writer.next().write_utf8_string(name.as_ref());
+            }
+        });
+    })
+}
+
+pub(crate) fn common_name<'a>(name: &'a X509Name<'_>) -> Result<&'a str, BadCertificate> {
+    let mut names = name.iter_common_name();
+    let first = names.next().and_then(|attribute| attribute.as_str().ok());
+    match (first, names.next()) {
+        (Some(name), None) => Ok(name),
+        _ => Err(BadCertificate("its subject has not exactly one common name")),
+    }
+}
+
+pub(crate) fn ed25519_key(key: &SubjectPublicKeyInfo<'_>) -> Result<NodeId, BadCertificate> {
+    if !is_ed25519(&key.algorithm.algorithm) {
+        return Err(BadCertificate("its key is not Ed25519"));
+    }
+    let bytes = key.subject_public_key.data.as_ref();
+    bytes.try_into().map(NodeId).map_err(|_| BadCertificate("its key is not 32 bytes"))
+}
+
+/// The signature of a certificate or request, if what follows its signed part is exactly an Ed25519 algorithm
+/// identifier and a bit string of 64 bytes. Those bytes are not themselves signed: only one form of them is accepted,
+/// or the same certificate could be shown under many fingerprints.
+pub(crate) fn ed25519_signature<'a>(der: &'a [u8], signed_part: &[u8]) -> Option<&'a [u8]> {
+    const ALGORITHM_AND_BIT_STRING: [u8; 10] = [0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x41, 0x00];
+    let (rest, signature) = der.split_last_chunk::<64>()?;
+    let rest = rest.strip_suffix(&ALGORITHM_AND_BIT_STRING)?;
+    rest.ends_with(signed_part).then_some(signature)
+}
+
+pub(crate) fn is_ed25519(oid: &x509_parser::der_parser::oid::Oid<'_>) -> bool {
+    is(oid, &[1, 3, 101, 112])
+}
+
+pub(crate) fn is(oid: &x509_parser::der_parser::oid::Oid<'_>, arcs: &[u64]) -> bool {
+    oid.iter().is_some_and(|found| found.eq(arcs.iter().copied()))
+}
+
+fn serial(raw: &[u8]) -> Result<Serial, BadCertificate> {
+    let digits = raw.strip_prefix(&[0]).unwrap_or(raw);
+    if digits.is_empty() || digits.len() > 16 {
+        return Err(BadCertificate("a serial number of more than 128 bits"));
+    }
+    let mut bytes = [0; 16];
+    bytes[16 - digits.len()..].copy_from_slice(digits);
+    Ok(Serial(bytes))
+}
+
+fn certificates_in(text: &str) -> Result<Vec<Vec<u8>>, BadCertificate> {
+    let blocks = pem::parse_many(text).map_err(|_| BadCertificate("not PEM"))?;
+    if blocks.is_empty() {
+        return Err(BadCertificate("no CERTIFICATE block in it"));
+    }
+    blocks
+        .into_iter()
+        .map(|block| match block.tag() {
+            "CERTIFICATE" => Ok(block.into_contents()),
+            _ => Err(BadCertificate("a PEM block that is no CERTIFICATE")),
+        })
+        .collect()
+}
+
+fn to_pem(der: &[u8]) -> String {
+    pem::encode_config(
+        &pem::Pem::new("CERTIFICATE", der),
+        pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF),
+    )
+}

@@ -1,0 +1,138 @@
+//! Proof that a request comes from a member: signed, for one audience and one request, good for a minute, once.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use minicbor::{Decode, Encode};
+use rand::RngCore;
+
+use crate::{Chain, IdentityKey, Payload, Refused, SignError, Signed, Trust, UnixTime, Verified, signed::BadEnvelope};
+
+/// How far a proof's time and ours may be apart, either way.
+pub const PROOF_LIFE: Duration = Duration::from_secs(60);
+/// Proofs remembered at once. At the bound new ones are refused until old ones end: never is a replay let through.
+pub const MAX_REMEMBERED_PROOFS: usize = 100_000;
+/// The authorization scheme: `Authorization: Wiremesh <base64url>`.
+pub const SCHEME: &str = "Wiremesh";
+
+/// What is signed to prove who sends a request.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct RequestProof {
+    /// Who is to believe it: `coordinator.<mesh>`, or a worker's node id in hexadecimal.
+    #[n(0)]
+    pub audience: String,
+    /// The HTTP method.
+    #[n(1)]
+    pub method: String,
+    /// Path and query as sent.
+    #[n(2)]
+    pub path: String,
+    /// When it was made.
+    #[n(3)]
+    pub issued_at: UnixTime,
+    /// 16 random bytes.
+    #[n(4)]
+    #[cbor(with = "minicbor::bytes")]
+    pub nonce: [u8; 16],
+}
+
+impl Payload for RequestProof {
+    const DOMAIN: &'static str = "proof";
+    const MAX_BYTES: usize = 4096;
+
+    fn check(&self) -> Result<(), &'static str> {
+        if self.audience.len() > 128 || self.method.len() > 16 {
+            return Err("an audience or method longer than it can be");
+        }
+        Ok(())
+    }
+}
+
+/// The value of an `authorization` header that proves `method path` at `audience`. `rng` must be a cryptographic one.
+pub fn proof_header(
+    key: &IdentityKey,
+    chain: &Chain,
+    audience: &str,
+    method: &str,
+    path: &str,
+    now: UnixTime,
+    rng: &mut impl RngCore,
+) -> Result<String, SignError> {
+    let mut nonce = [0; 16];
+    rng.fill_bytes(&mut nonce);
+    let proof = RequestProof {
+        audience: audience.to_owned(),
+        method: method.to_owned(),
+        path: path.to_owned(),
+        issued_at: now,
+        nonce,
+    };
+    Ok(format!("{SCHEME} {}", Signed::sign(&proof, key, chain)?.to_base64()))
+}
+
+/// Checks proofs for one audience and remembers those it has seen.
+#[derive(Debug)]
+pub struct ProofChecker {
+    audience: String,
+    seen: BTreeSet<[u8; 16]>,
+    /// When which nonces may be forgotten.
+    ending: BTreeMap<UnixTime, Vec<[u8; 16]>>,
+}
+
+impl ProofChecker {
+    /// For proofs addressed to `audience`.
+    pub fn new(audience: String) -> ProofChecker {
+        ProofChecker { audience, seen: BTreeSet::new(), ending: BTreeMap::new() }
+    }
+
+    /// Who sends the request `method path`, if the `authorization` header proves it.
+    pub fn check(
+        &mut self,
+        header: &str,
+        method: &str,
+        path: &str,
+        trust: &Trust,
+        now: UnixTime,
+    ) -> Result<Verified, Refused> {
+        let text = header
+            .split_once(' ')
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(SCHEME))
+            .map(|(_, text)| text)
+            .ok_or(BadEnvelope("not \"Wiremesh\" and a proof"))?;
+        let opened = trust.open(&Signed::<RequestProof>::from_base64(text)?, now)?;
+        let proof = opened.payload;
+        if proof.audience != self.audience {
+            return Err(Refused::ProofForAnother("audience"));
+        }
+        if proof.method != method {
+            return Err(Refused::ProofForAnother("method"));
+        }
+        if proof.path != path {
+            return Err(Refused::ProofForAnother("path"));
+        }
+        if now.0.abs_diff(proof.issued_at.0) > PROOF_LIFE.as_secs() {
+            return Err(Refused::StaleProof { issued_at: proof.issued_at, now });
+        }
+        self.remember(proof.nonce, proof.issued_at, now)?;
+        Ok(opened.by)
+    }
+
+    fn remember(&mut self, nonce: [u8; 16], issued_at: UnixTime, now: UnixTime) -> Result<(), Refused> {
+        while let Some(entry) = self.ending.first_entry().filter(|entry| *entry.key() < now) {
+            for ended in entry.remove() {
+                self.seen.remove(&ended);
+            }
+        }
+        if self.seen.contains(&nonce) {
+            return Err(Refused::ReplayedProof);
+        }
+        if self.seen.len() >= MAX_REMEMBERED_PROOFS {
+            return Err(Refused::TooManyProofs);
+        }
+        self.seen.insert(nonce);
+        self.ending.entry(issued_at.plus(PROOF_LIFE)).or_default().push(nonce);
+        Ok(())
+    }
+}

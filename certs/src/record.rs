@@ -1,0 +1,293 @@
+//! What a node says about itself: where it is, what it offers, how busy it is.
+//!
+//! CBOR array, in this order (minicbor, definite lengths):
+//!
+//! | at | type | field | bounds |
+//! |----|------|-------|--------|
+//! | 0 | uint | sequence | publish time in ms since 1970; newer wins |
+//! | 1 | uint | expires_at | seconds since 1970 |
+//! | 2 | array of bytes | endpoints | at most 8; 4+2 or 16+2 bytes, port big-endian |
+//! | 3 | array of text | services | at most 16 service names |
+//! | 4 | uint | load | 0 to 100 |
+//! | 5 | text or null | tunnel_url | at most 200 bytes |
+//! | 6 | bool | overlay | whether the node carries overlay packets |
+
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    str::FromStr,
+    time::Duration,
+};
+
+use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
+use serde::{Deserialize, Serialize};
+
+use crate::{BadIdentifier, Payload, ServiceName, Signed, UnixTime, certificate::MAX_SERVICES};
+
+/// So that an introduction, which carries a record, fits one datagram on any path.
+pub const MAX_RECORD_BYTES: usize = 1100;
+/// Where a node may be reached in the underlay.
+pub const MAX_ENDPOINTS: usize = 8;
+/// The longest tunnel URL.
+pub const MAX_TUNNEL_URL_BYTES: usize = 200;
+/// How long a record answers for its node's services. Three times the interval at which a node publishes.
+pub const RECORD_LIFE: Duration = Duration::from_secs(90);
+
+/// A [`NodeRecord`] as it travels.
+pub type SignedRecord = Signed<NodeRecord>;
+
+/// What a node says about itself. Its name, keys and overlay address are in the certificate that signs it.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct NodeRecord {
+    /// When it was published, in milliseconds since 1970. Of two records of one node the higher one counts.
+    #[n(0)]
+    pub sequence: u64,
+    /// From then on the node's services are no longer offered by this record. As a hint to where the node is, a record
+    /// is good for as long as its certificate is valid.
+    #[n(1)]
+    pub expires_at: UnixTime,
+    /// Underlay addresses to try, best first.
+    #[n(2)]
+    #[cbor(with = "endpoints")]
+    pub endpoints: Vec<SocketAddr>,
+    /// What it offers.
+    #[n(3)]
+    pub services: Vec<ServiceName>,
+    /// How busy it was.
+    #[n(4)]
+    pub load: Load,
+    /// The public URL that leads to its ingress listener.
+    #[n(5)]
+    pub tunnel_url: Option<TunnelUrl>,
+    /// Whether it carries overlay packets; if not, its tunnel URL is the only way.
+    #[n(6)]
+    pub overlay: bool,
+}
+
+impl NodeRecord {
+    /// Whether the record still answers for its node's services.
+    pub fn is_fresh_at(&self, now: UnixTime) -> bool {
+        now < self.expires_at
+    }
+}
+
+impl Payload for NodeRecord {
+    const DOMAIN: &'static str = "record";
+    const MAX_BYTES: usize = MAX_RECORD_BYTES;
+
+    fn check(&self) -> Result<(), &'static str> {
+        if self.endpoints.len() > MAX_ENDPOINTS {
+            return Err("more than 8 endpoints");
+        }
+        if self.services.len() > MAX_SERVICES {
+            return Err("more than 16 services");
+        }
+        let life = self.expires_at.0.saturating_sub(self.sequence / 1000);
+        if life > MAX_RECORD_LIFE_SECS {
+            return Err("a life of more than ten minutes");
+        }
+        Ok(())
+    }
+}
+
+/// No record may ask to be believed for longer than this after it was published.
+const MAX_RECORD_LIFE_SECS: u64 = 600;
+
+/// How busy a node is, in percent of what it can take.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Encode, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[cbor(transparent)]
+#[serde(transparent)]
+pub struct Load(#[n(0)] u8);
+
+impl Load {
+    /// From a share between 0 and 1; beyond is cut, what is no number counts as full.
+    pub fn from_share(share: f64) -> Load {
+        if share.is_nan() {
+            return Load(100);
+        }
+        // Between 0 and 100 after the clamp.
+        Load((share.clamp(0.0, 1.0) * 100.0).round() as u8)
+    }
+
+    /// 0 to 100.
+    pub fn percent(self) -> u8 {
+        self.0
+    }
+
+    /// 0 to 1.
+    pub fn share(self) -> f64 {
+        f64::from(self.0) / 100.0
+    }
+}
+
+impl<'b, C> Decode<'b, C> for Load {
+    fn decode(decoder: &mut Decoder<'b>, _: &mut C) -> Result<Load, decode::Error> {
+        match decoder.u8()? {
+            percent @ 0..=100 => Ok(Load(percent)),
+            _ => Err(decode::Error::message("a load above 100 percent")),
+        }
+    }
+}
+
+/// A public URL that leads to a node's ingress listener: http or https, a host, maybe a path, nothing else.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(transparent)]
+pub struct TunnelUrl(String);
+
+impl TunnelUrl {
+    /// Without a `/` at its end.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for TunnelUrl {
+    type Err = BadIdentifier;
+
+    fn from_str(text: &str) -> Result<TunnelUrl, BadIdentifier> {
+        let bad = || BadIdentifier {
+            text: text.chars().take(80).collect(),
+            expected: "an http or https URL of at most 200 bytes without user, query or fragment",
+        };
+        if text.len() > MAX_TUNNEL_URL_BYTES {
+            return Err(bad());
+        }
+        let url = url::Url::parse(text).map_err(|_| bad())?;
+        let plain = matches!(url.scheme(), "http" | "https")
+            && url.has_host()
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.query().is_none()
+            && url.fragment().is_none();
+        let normal = url.as_str().trim_end_matches('/');
+        if !plain || normal.len() > MAX_TUNNEL_URL_BYTES {
+            return Err(bad());
+        }
+        Ok(TunnelUrl(normal.to_owned()))
+    }
+}
+
+impl fmt::Display for TunnelUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for TunnelUrl {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<TunnelUrl, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl<C> Encode<C> for TunnelUrl {
+    fn encode<W: encode::Write>(&self, encoder: &mut Encoder<W>, _: &mut C) -> Result<(), encode::Error<W::Error>> {
+        encoder.str(&self.0)?.ok()
+    }
+}
+
+impl<'b, C> Decode<'b, C> for TunnelUrl {
+    fn decode(decoder: &mut Decoder<'b>, _: &mut C) -> Result<TunnelUrl, decode::Error> {
+        let text = decoder.str()?;
+        let url: TunnelUrl = text.parse().map_err(|_| decode::Error::message("a tunnel URL that is none"))?;
+        if url.0 != text {
+            return Err(decode::Error::message("a tunnel URL in another than its normal form"));
+        }
+        Ok(url)
+    }
+}
+
+/// Endpoints as byte strings: 6 bytes for IPv4, 18 for IPv6.
+mod endpoints {
+    use super::*;
+
+    pub fn encode<C, W: encode::Write>(
+        endpoints: &[SocketAddr],
+        encoder: &mut Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), encode::Error<W::Error>> {
+        encoder.array(endpoints.len() as u64)?;
+        for endpoint in endpoints {
+            let port = endpoint.port().to_be_bytes();
+            match endpoint {
+                SocketAddr::V4(v4) => encoder.bytes(&[&v4.ip().octets()[..], &port].concat())?,
+                SocketAddr::V6(v6) => encoder.bytes(&[&v6.ip().octets()[..], &port].concat())?,
+            };
+        }
+        Ok(())
+    }
+
+    pub fn decode<C>(decoder: &mut Decoder<'_>, _: &mut C) -> Result<Vec<SocketAddr>, decode::Error> {
+        let bad = || decode::Error::message("not a list of endpoints");
+        let count = decoder.array()?.ok_or_else(bad)?;
+        if count > MAX_ENDPOINTS as u64 {
+            return Err(bad());
+        }
+        (0..count)
+            .map(|_| {
+                let bytes = decoder.bytes()?;
+                let (address, port) = bytes.split_last_chunk::<2>().ok_or_else(bad)?;
+                let port = u16::from_be_bytes(*port);
+                match address.len() {
+                    4 => <[u8; 4]>::try_from(address)
+                        .map(|a| SocketAddr::from((Ipv4Addr::from(a), port)))
+                        .map_err(|_| bad()),
+                    16 => <[u8; 16]>::try_from(address)
+                        .map(|a| SocketAddr::from((Ipv6Addr::from(a), port)))
+                        .map_err(|_| bad()),
+                    _ => Err(bad()),
+                }
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_load_is_a_percentage() {
+        assert_eq!(Load::from_share(0.126).percent(), 13);
+        assert_eq!(Load::from_share(-1.0).percent(), 0);
+        assert_eq!(Load::from_share(7.0).percent(), 100);
+        assert_eq!(Load::from_share(f64::NAN).percent(), 100);
+    }
+
+    #[test]
+    fn a_tunnel_url_is_plain() {
+        for good in ["https://x.example", "http://127.0.0.1:8001/", "https://x.example/agents/1"] {
+            assert!(good.parse::<TunnelUrl>().is_ok(), "{good}");
+        }
+        for bad in ["", "ftp://x", "https://", "https://user@x", "https://x/?q", "https://x/#f", "file:///etc/passwd"] {
+            assert!(bad.parse::<TunnelUrl>().is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_encodes_decodes_to_the_same(
+            sequence: u64, port: u16, v4: [u8; 4], v6: [u8; 16], percent in 0..=100u8, overlay: bool,
+        ) {
+            let record = NodeRecord {
+                sequence,
+                expires_at: UnixTime(sequence / 1000),
+                endpoints: vec![(Ipv4Addr::from(v4), port).into(), (Ipv6Addr::from(v6), port).into()],
+                services: vec![ServiceName::new("ocr").unwrap()],
+                load: Load(percent),
+                tunnel_url: Some("https://x.example/a".parse().unwrap()),
+                overlay,
+            };
+
+            let bytes = minicbor::to_vec(&record).unwrap();
+
+            prop_assert_eq!(minicbor::decode::<NodeRecord>(&bytes).unwrap(), record);
+        }
+
+        #[test]
+        fn decoding_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = minicbor::decode::<NodeRecord>(&bytes);
+        }
+    }
+}
