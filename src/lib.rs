@@ -11,4 +11,5 @@
 
 pub mod backoff;
 pub mod clock;
+pub mod settings;
 pub mod task;
