@@ -11,4 +11,5 @@
 
 pub mod backoff;
 pub mod clock;
+pub mod sandbox;
 pub mod task;
