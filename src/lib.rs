@@ -12,4 +12,5 @@
 pub mod backoff;
 pub mod clock;
 pub mod settings;
+pub mod sandbox;
 pub mod task;
