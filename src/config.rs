@@ -135,7 +135,10 @@ impl Config {
         let name = match file.name {
             Some(name) => name,
             None => label_from(host_name).ok_or_else(|| {
-                BadSettings::about("name", format!("not given, and the host name {host_name:?} does not make a DNS label"))
+                BadSettings::about(
+                    "name",
+                    format!("not given, and the host name {host_name:?} does not make a DNS label"),
+                )
             })?,
         };
         let join_token = match (file.join_token, file.join_token_file) {
@@ -226,7 +229,10 @@ impl OverlayFile {
     fn check(self) -> Result<OverlayConfig, BadSettings> {
         let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
         if self.interface.is_empty() || self.interface.len() > 15 || !self.interface.bytes().all(good) {
-            return Err(BadSettings::about("overlay.interface", "an interface name has 1 to 15 letters, digits, '-', '_', '.'"));
+            return Err(BadSettings::about(
+                "overlay.interface",
+                "an interface name has 1 to 15 letters, digits, '-', '_', '.'",
+            ));
         }
         if self.listen_port == 0 {
             return Err(BadSettings::about("overlay.listen_port", "0 is no port: others must know where to send"));
@@ -337,7 +343,10 @@ impl ApiFile {
             .then(|| self.tunnel_url.parse().map_err(|bad| BadSettings::about("api.tunnel_url", bad)))
             .transpose()?;
         if tunnel_url.is_some() && ingress.is_none() {
-            return Err(BadSettings::about("api.tunnel_url", "it must lead somewhere: set api.ingress, \"127.0.0.1:8001\""));
+            return Err(BadSettings::about(
+                "api.tunnel_url",
+                "it must lead somewhere: set api.ingress, \"127.0.0.1:8001\"",
+            ));
         }
         Ok(ApiConfig { listen: self.listen, overlay_port: self.overlay_port, ingress, tunnel_url, key_file })
     }
@@ -444,7 +453,10 @@ mod tests {
             ("[api]\ntunnel_url = \"https://x.example\"", "ingress"),
             ("name = \"Not A Label\"", "DNS label"),
             ("[[service]]\nname = \"a\"\nupstream = \"ftp://x\"", "http URL"),
-            ("[[service]]\nname = \"a\"\nupstream = \"http://x\"\n[[service]]\nname = \"a\"\nupstream = \"http://x\"", "twice"),
+            (
+                "[[service]]\nname = \"a\"\nupstream = \"http://x\"\n[[service]]\nname = \"a\"\nupstream = \"http://x\"",
+                "twice",
+            ),
             ("join_token = \"a\"\njoin_token_file = \"b\"", "one is enough"),
             ("coordinators = [\"http://x\"]", "https"),
         ] {
