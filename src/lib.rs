@@ -13,5 +13,7 @@ pub mod api;
 pub mod backoff;
 pub mod clock;
 pub mod coordinator;
+pub mod config;
+pub mod sandbox;
 pub mod settings;
 pub mod task;

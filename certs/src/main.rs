@@ -1,1 +1,3 @@
-fn main(){}
+//! `wiremesh-cert`: the certificate commands alone, for an offline machine.
+
+fn main() {}

@@ -1,1 +1,26 @@
-//! x
+//! The lab: wiremesh's real binaries on a network of namespaces, for stories to happen in.
+//!
+//! ```text
+//!  cargo test ─► story(…) ─► the same test again, as process 1 of a sandbox ─► Lab
+//!                                                          coordinator · agents · services: real processes,
+//!                                                          each on a node of its own
+//! ```
+//!
+//! A story reads as one, and needs no clean-up: what it started is gone with the sandbox, also when it fails.
+
+mod agent;
+mod coordinator;
+mod http;
+mod lab;
+mod process;
+mod service;
+mod story;
+
+pub use agent::Agent;
+pub use coordinator::{Coordinator, TokenOptions};
+pub use http::{Answer, client, fetch};
+pub use lab::Lab;
+pub use process::Process;
+pub use service::Service;
+pub use story::{eventually, story, story_within};
+pub use wiremesh::sandbox::{Cut, Node, Traffic};

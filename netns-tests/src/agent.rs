@@ -1,0 +1,260 @@
+//! An agent on a node of the lab, and the services it offers.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    net::IpAddr,
+    path::PathBuf,
+    process::{Command, ExitStatus, Output},
+    rc::Rc,
+    time::Duration,
+};
+
+use anyhow::Context;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use wiremesh::sandbox::Node;
+
+use crate::{Answer, Coordinator, Process, Service, eventually, fetch, lab::Place};
+
+/// Where the agent's local API listens on every node.
+const API: &str = "http://127.0.0.1:8000";
+const INGRESS_PORT: u16 = 8001;
+const FIRST_SERVICE_PORT: u16 = 9000;
+/// From start to ready. The target is 3 s on a machine that has nothing else to do.
+const START_LIMIT: Duration = Duration::from_secs(20);
+/// For one request whose answer a story waits for.
+const REQUEST_LIMIT: Duration = Duration::from_secs(30);
+
+/// `wiremesh agent`: first described, then joined, then talked to.
+#[derive(Debug)]
+pub struct Agent {
+    /// The node it is on.
+    pub node: Node,
+    /// The program, while it runs.
+    pub process: Option<Process>,
+    /// What it offers, in the order of [`Agent::serving`].
+    pub services: Vec<Service>,
+    offered: Vec<(String, usize)>,
+    tunnel: bool,
+    dht: bool,
+    configuration: String,
+    folder: PathBuf,
+    place: Rc<Place>,
+}
+
+impl Agent {
+    pub(crate) fn new(node: Node, place: Rc<Place>) -> anyhow::Result<Agent> {
+        let folder = place.folder(node.name())?;
+        Ok(Agent {
+            node,
+            process: None,
+            services: Vec::new(),
+            offered: Vec::new(),
+            tunnel: false,
+            dht: true,
+            configuration: String::new(),
+            folder,
+            place,
+        })
+    }
+
+    /// It will offer a service of this name, answered by a real server on its node.
+    pub fn serving(self, service: &str) -> Agent {
+        self.serving_at_once(service, 64)
+    }
+
+    /// Like [`Agent::serving`], with at most so many requests at once.
+    pub fn serving_at_once(mut self, service: &str, max_concurrency: usize) -> Agent {
+        self.offered.push((service.to_owned(), max_concurrency));
+        self
+    }
+
+    /// It will have an ingress on the underlay, and say so in its `tunnel_url`.
+    pub fn with_tunnel(mut self) -> Agent {
+        self.tunnel = true;
+        self
+    }
+
+    /// It will neither use nor be in the DHT.
+    pub fn without_dht(mut self) -> Agent {
+        self.dht = false;
+        self
+    }
+
+    /// More lines for the end of its configuration file.
+    pub fn with_configuration(mut self, lines: &str) -> Agent {
+        self.configuration = lines.to_owned();
+        self
+    }
+
+    /// Joins the mesh of `coordinator` with a fresh token and waits until the agent is ready.
+    pub fn join(self, coordinator: &Coordinator) -> anyhow::Result<Agent> {
+        let token = coordinator.token()?;
+        let mut agent = self.prepare(&token)?;
+        agent.start()?;
+        Ok(agent)
+    }
+
+    /// Writes its configuration and starts its services, not the agent.
+    pub fn prepare(mut self, token: &str) -> anyhow::Result<Agent> {
+        fs::write(self.folder.join("token"), token)?;
+        for (port, (name, _)) in (FIRST_SERVICE_PORT..).zip(&self.offered) {
+            let service = Service::start(&self.node, name, port, &self.place.service, &self.folder)?;
+            self.services.push(service);
+        }
+        fs::write(self.config(), self.configuration_file()?)?;
+        Ok(self)
+    }
+
+    /// Starts the agent (again) and waits until it is ready.
+    pub fn start(&mut self) -> anyhow::Result<()> {
+        self.launch()?;
+        self.wait_ready()
+    }
+
+    /// Starts the agent (again) without waiting.
+    pub fn launch(&mut self) -> anyhow::Result<()> {
+        self.process = None;
+        let mut command = self.node.command(&self.place.wiremesh)?;
+        command.arg("agent").arg("--config").arg(self.config()).env("RUST_LOG", "info,wiremesh=debug");
+        let what = format!("agent {}", self.name());
+        self.process = Some(Process::start(&what, command, &self.folder.join("agent.log"))?);
+        Ok(())
+    }
+
+    /// Waits until the agent says that it is ready.
+    pub fn wait_ready(&mut self) -> anyhow::Result<()> {
+        eventually(&format!("{} is ready", self.name()), START_LIMIT, || {
+            self.running()?.expect_running()?;
+            let answer = self.get("/health/ready")?;
+            anyhow::ensure!(answer.status == 200, "{} says {}: {}", self.name(), answer.status, answer.text());
+            Ok(())
+        })
+    }
+
+    /// Ends the agent as an operator would, and says how it ended.
+    pub fn terminate(&mut self, limit: Duration) -> anyhow::Result<ExitStatus> {
+        let process = self.running()?;
+        process.signal(Signal::SIGTERM)?;
+        process.wait(limit)
+    }
+
+    /// Ends the agent and its services without warning, as a power cut would.
+    pub fn power_off(&mut self) {
+        self.process = None;
+        self.services.clear();
+    }
+
+    /// The agent's process.
+    pub fn running(&mut self) -> anyhow::Result<&mut Process> {
+        let name = self.node.name().to_owned();
+        self.process.as_mut().with_context(|| format!("the agent on {name} was not started"))
+    }
+
+    /// GET from its local API.
+    pub fn get(&self, path: &str) -> anyhow::Result<Answer> {
+        self.request(reqwest::Method::GET, path, &[], "")
+    }
+
+    /// POST to its local API.
+    pub fn post(&self, path: &str, body: &str) -> anyhow::Result<Answer> {
+        self.request(reqwest::Method::POST, path, &[], body)
+    }
+
+    /// Any request to its local API.
+    pub fn request(
+        &self,
+        method: reqwest::Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> anyhow::Result<Answer> {
+        fetch(&self.node, method, &format!("{API}{path}"), headers, body, REQUEST_LIMIT)
+    }
+
+    /// `/health`.
+    pub fn health(&self) -> anyhow::Result<Value> {
+        self.get("/health")?.json()
+    }
+
+    /// `/stats`.
+    pub fn stats(&self) -> anyhow::Result<Value> {
+        self.get("/stats")?.json()
+    }
+
+    /// One counter under `routing` in `/stats`.
+    pub fn routing(&self, counter: &str) -> anyhow::Result<u64> {
+        let stats = self.stats()?;
+        stats["routing"][counter].as_u64().with_context(|| format!("no routing.{counter} in {stats}"))
+    }
+
+    /// The sum of every sample in `/metrics` whose name begins so and whose labels hold `label`.
+    pub fn metric(&self, name: &str, label: &str) -> anyhow::Result<f64> {
+        let text = self.get("/metrics")?.text();
+        let samples = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
+        Ok(samples.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum())
+    }
+
+    /// Its address on the overlay.
+    pub fn overlay_ip(&self) -> anyhow::Result<IpAddr> {
+        let health = self.health()?;
+        let text = health["vpn_ip"].as_str().with_context(|| format!("no vpn_ip in {health}"))?;
+        text.parse().with_context(|| format!("vpn_ip {text}"))
+    }
+
+    /// Runs a `wiremesh` command on its node, with its configuration.
+    pub fn command(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        let mut command: Command = self.node.command(&self.place.wiremesh)?;
+        command.args(arguments).arg("--config").arg(self.config());
+        command.output().with_context(|| format!("running wiremesh {arguments:?}"))
+    }
+
+    /// What a `wiremesh` command with `--json` prints.
+    pub fn command_json(&self, arguments: &[&str]) -> anyhow::Result<Value> {
+        let arguments = [arguments, &["--json"]].concat();
+        let output = self.command(&arguments)?;
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        serde_json::from_str(&stdout).with_context(|| {
+            format!("wiremesh {arguments:?} printed {stdout:?} and {:?}", String::from_utf8_lossy(&output.stderr))
+        })
+    }
+
+    /// What it is called, here and in the mesh.
+    pub fn name(&self) -> &str {
+        self.node.name()
+    }
+
+    /// The folder with its keys.
+    pub fn state(&self) -> PathBuf {
+        self.folder.join("state")
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.folder.join("agent.toml")
+    }
+
+    /// Everything the agent logged, over all its runs.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("agent.log")).unwrap_or_default()
+    }
+
+    fn configuration_file(&self) -> anyhow::Result<String> {
+        let (name, address) = (self.name(), self.node.address());
+        let (state, token) = (self.state(), self.folder.join("token"));
+        let mut text = format!("name = {name:?}\nstate_dir = {state:?}\njoin_token_file = {token:?}\n");
+        writeln!(text, "\n[dht]\nenabled = {}", self.dht)?;
+        writeln!(text, "\n[api]\nlisten = \"127.0.0.1:8000\"")?;
+        if self.tunnel {
+            writeln!(text, "ingress = \"{address}:{INGRESS_PORT}\"\ntunnel_url = \"http://{address}:{INGRESS_PORT}\"")?;
+        }
+        for ((service, max_concurrency), running) in self.offered.iter().zip(&self.services) {
+            let upstream = running.url();
+            writeln!(text, "\n[[service]]\nname = {service:?}\nupstream = {upstream:?}\nhealth = \"/alive\"")?;
+            writeln!(text, "max_concurrency = {max_concurrency}\nqueue = 256")?;
+        }
+        writeln!(text, "\n{}", self.configuration)?;
+        Ok(text)
+    }
+}

@@ -1,0 +1,157 @@
+//! A service to be found and reached: says who answered, counts what it executed, streams both ways.
+//!
+//! | path | answer |
+//! |---|---|
+//! | `/alive` | 200, not counted |
+//! | `/count` | what was executed, by `x-lab-request`; not counted |
+//! | `/echo` | the body, as it comes |
+//! | `/upload` | how many bytes came |
+//! | `/download?bytes=N` | N bytes |
+//! | `/sse?every_ms=50&count=N` | N events `tick I` |
+//! | `/slow?ms=N` | who answered, after N ms |
+//! | `/status?code=N` | who answered, with that status |
+//! | anything else | who answered, and what was asked |
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use axum::{
+    Json, Router,
+    body::{Body, Bytes},
+    extract::{Query, Request, State},
+    http::{HeaderMap, StatusCode},
+    middleware::{self, Next},
+    response::{
+        IntoResponse, Response,
+        sse::{Event, Sse},
+    },
+    routing::{any, get},
+};
+use clap::Parser;
+use futures::{Stream, StreamExt, stream};
+use serde_json::{Value, json};
+
+/// Bodies of downloads go out in pieces of this size.
+const PIECE_BYTES: usize = 64 * 1024;
+
+/// A service for the lab.
+#[derive(Parser)]
+struct Arguments {
+    /// Where to listen.
+    #[arg(long)]
+    listen: SocketAddr,
+    /// The node it is on.
+    #[arg(long)]
+    who: String,
+    /// The service it answers for.
+    #[arg(long)]
+    service: String,
+}
+
+/// Who this is and what it did.
+struct Server {
+    who: String,
+    service: String,
+    executed: Mutex<BTreeMap<String, u64>>,
+}
+
+type Parameters = Query<HashMap<String, u64>>;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let server =
+        Arc::new(Server { who: arguments.who, service: arguments.service, executed: Mutex::new(BTreeMap::new()) });
+    let counted = Router::new()
+        .route("/echo", any(async |body: Body| body))
+        .route("/upload", any(upload))
+        .route("/download", any(download))
+        .route("/sse", any(ticks))
+        .route("/slow", any(slow))
+        .route("/status", any(status))
+        .fallback(answer)
+        .layer(middleware::from_fn_with_state(server.clone(), count));
+    let app = counted.route("/alive", get(async || "alive")).route("/count", get(executions)).with_state(server);
+    let listener = tokio::net::TcpListener::bind(arguments.listen).await?;
+    axum::serve(listener, app).await?;
+    Ok(())
+}
+
+async fn count(State(server): State<Arc<Server>>, request: Request, next: Next) -> Response {
+    let id = request.headers().get("x-lab-request").and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
+    *server.executed.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default() += 1;
+    next.run(request).await
+}
+
+async fn executions(State(server): State<Arc<Server>>) -> Json<Value> {
+    let executed = server.executed.lock().unwrap_or_else(PoisonError::into_inner);
+    Json(json!({ "total": executed.values().sum::<u64>(), "requests": *executed }))
+}
+
+async fn answer(State(server): State<Arc<Server>>, request: Request) -> Result<Json<Value>, StatusCode> {
+    let (parts, body) = request.into_parts();
+    let bytes = length(body).await?;
+    Ok(Json(json!({
+        "who": server.who,
+        "service": server.service,
+        "method": parts.method.as_str(),
+        "path": parts.uri.path(),
+        "query": parts.uri.query(),
+        "headers": names_and_values(&parts.headers),
+        "bytes": bytes,
+    })))
+}
+
+async fn upload(body: Body) -> Result<Json<Value>, StatusCode> {
+    Ok(Json(json!({ "bytes": length(body).await? })))
+}
+
+async fn download(Query(parameters): Parameters) -> Body {
+    let bytes = parameters.get("bytes").copied().unwrap_or_default();
+    let pieces = bytes / PIECE_BYTES as u64;
+    let rest = usize::try_from(bytes % PIECE_BYTES as u64).unwrap_or_default();
+    let piece = Bytes::from(vec![0x77; PIECE_BYTES]);
+    let last = piece.slice(..rest);
+    let body = stream::iter(0..pieces).map(move |_| piece.clone()).chain(stream::once(async { last }));
+    Body::from_stream(body.map(Ok::<_, Infallible>))
+}
+
+async fn ticks(Query(parameters): Parameters) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    let every = Duration::from_millis(parameters.get("every_ms").copied().unwrap_or(50));
+    let count = parameters.get("count").copied().unwrap_or(u64::MAX);
+    Sse::new(stream::iter(0..count).then(move |number| async move {
+        tokio::time::sleep(every).await;
+        Ok(Event::default().data(format!("tick {number}")))
+    }))
+}
+
+async fn slow(server: State<Arc<Server>>, Query(parameters): Parameters, request: Request) -> Response {
+    tokio::time::sleep(Duration::from_millis(parameters.get("ms").copied().unwrap_or_default())).await;
+    answer(server, request).await.into_response()
+}
+
+async fn status(server: State<Arc<Server>>, Query(parameters): Parameters, request: Request) -> Response {
+    let code = parameters.get("code").and_then(|code| u16::try_from(*code).ok());
+    let code = code.and_then(|code| StatusCode::from_u16(code).ok()).unwrap_or(StatusCode::BAD_REQUEST);
+    (code, answer(server, request).await).into_response()
+}
+
+/// Reads a body to its end without keeping it.
+async fn length(body: Body) -> Result<u64, StatusCode> {
+    let mut pieces = body.into_data_stream();
+    let mut bytes = 0;
+    while let Some(piece) = pieces.next().await {
+        bytes += piece.map_err(|_| StatusCode::BAD_REQUEST)?.len() as u64;
+    }
+    Ok(bytes)
+}
+
+fn names_and_values(headers: &HeaderMap) -> BTreeMap<String, String> {
+    let text = |value: &axum::http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect()
+}

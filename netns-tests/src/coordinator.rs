@@ -1,0 +1,131 @@
+//! A coordinator on a node of the lab.
+
+use std::{
+    fs,
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    rc::Rc,
+    time::Duration,
+};
+
+use anyhow::Context;
+use serde_json::Value;
+use wiremesh::sandbox::Node;
+
+use crate::{Process, eventually, lab::Place};
+
+const PORT: u16 = 8080;
+/// It makes a CA and a database first.
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// `wiremesh coordinator`, running.
+#[derive(Debug)]
+pub struct Coordinator {
+    /// The node it is on.
+    pub node: Node,
+    /// The program, while it runs.
+    pub process: Option<Process>,
+    folder: PathBuf,
+    place: Rc<Place>,
+}
+
+/// What a join token may be used for.
+#[derive(Clone, Debug, Default)]
+pub struct TokenOptions {
+    /// How long it is good for, as the command takes it.
+    pub ttl: Option<&'static str>,
+    /// For how many joins.
+    pub uses: Option<u32>,
+    /// The only name that may be joined with it.
+    pub name: Option<String>,
+}
+
+impl Coordinator {
+    pub(crate) fn start(node: Node, place: Rc<Place>, configuration: &str) -> anyhow::Result<Coordinator> {
+        let folder = place.folder(node.name())?;
+        let data = folder.join("data");
+        let address = node.address();
+        fs::write(
+            folder.join("coordinator.toml"),
+            format!(
+                "data_dir = {data:?}\nlisten = \"{address}:{PORT}\"\npublic_urls = [\"https://{address}:{PORT}\"]\n{configuration}\n"
+            ),
+        )?;
+        let mut coordinator = Coordinator { node, process: None, folder, place };
+        coordinator.restart()?;
+        Ok(coordinator)
+    }
+
+    /// Starts it (again) and waits until it accepts connections.
+    pub fn restart(&mut self) -> anyhow::Result<()> {
+        self.stop();
+        let mut command = self.node.command(&self.place.wiremesh)?;
+        command.arg("coordinator").arg("--config").arg(self.config()).env("RUST_LOG", "info,wiremesh=debug");
+        let log = self.folder.join("coordinator.log");
+        let mut process = Process::start("coordinator", command, &log)?;
+        let address = (self.node.address(), PORT);
+        eventually("the coordinator listens", START_LIMIT, || {
+            process.expect_running()?;
+            self.node.run(|| TcpStream::connect(address))??;
+            Ok(())
+        })?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Ends it without warning.
+    pub fn stop(&mut self) {
+        self.process = None;
+    }
+
+    /// `https://…` as members know it.
+    pub fn url(&self) -> String {
+        format!("https://{}:{PORT}", self.node.address())
+    }
+
+    /// A token for one join.
+    pub fn token(&self) -> anyhow::Result<String> {
+        self.token_with(&TokenOptions::default())
+    }
+
+    /// A token with options.
+    pub fn token_with(&self, options: &TokenOptions) -> anyhow::Result<String> {
+        let mut arguments = vec!["token".to_owned(), "create".to_owned(), "--json".to_owned()];
+        let mut option = |name: &str, value: Option<String>| {
+            if let Some(value) = value {
+                arguments.extend([format!("--{name}"), value]);
+            }
+        };
+        option("ttl", options.ttl.map(str::to_owned));
+        option("uses", options.uses.map(|uses| uses.to_string()));
+        option("name", options.name.clone());
+        let output = self.command(&arguments)?;
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        anyhow::ensure!(output.status.success(), "token create: {}", String::from_utf8_lossy(&output.stderr));
+        let answer: Value = serde_json::from_str(&stdout).with_context(|| format!("token create printed {stdout}"))?;
+        Ok(answer["token"].as_str().with_context(|| format!("no token in {stdout}"))?.to_owned())
+    }
+
+    /// Runs a `wiremesh` command beside it, with its configuration.
+    pub fn command(&self, arguments: &[String]) -> anyhow::Result<Output> {
+        let mut command: Command = self.node.command(&self.place.wiremesh)?;
+        command.args(arguments).arg("--config").arg(self.config());
+        command.output().with_context(|| format!("running wiremesh {arguments:?}"))
+    }
+
+    /// The folder with its CA and database.
+    pub fn data(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.folder.join("coordinator.toml")
+    }
+
+    /// Where its files are.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+}

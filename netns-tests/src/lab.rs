@@ -1,0 +1,86 @@
+//! The lab of one story: a network, and where the programs are.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
+
+use anyhow::Context;
+use wiremesh::sandbox::{Network, Node};
+
+use crate::{Agent, Coordinator};
+
+/// One switch, and around it what the story asks for.
+#[derive(Debug)]
+pub struct Lab {
+    /// The switch and its cables, for cutting.
+    pub network: Network,
+    place: Rc<Place>,
+}
+
+/// Where a lab keeps its files and finds its programs.
+#[derive(Debug)]
+pub(crate) struct Place {
+    scratch: PathBuf,
+    pub wiremesh: PathBuf,
+    pub service: PathBuf,
+}
+
+impl Lab {
+    pub(crate) fn new(scratch: &Path) -> anyhow::Result<Lab> {
+        let wiremesh = match std::env::var_os("WIREMESH_BIN") {
+            Some(path) => PathBuf::from(path),
+            None => beside_the_tests("wiremesh")?,
+        };
+        anyhow::ensure!(wiremesh.exists(), "{} is not there: run netns-tests/run, which builds it", wiremesh.display());
+        let place = Place { scratch: scratch.to_owned(), wiremesh, service: beside_the_tests("service")? };
+        Ok(Lab { network: Network::new()?, place: Rc::new(place) })
+    }
+
+    /// A coordinator that runs, on a node of its own.
+    pub fn coordinator(&mut self) -> anyhow::Result<Coordinator> {
+        self.coordinator_with("coordinator", "")
+    }
+
+    /// A coordinator with more configuration, for when there are several or the defaults do not do.
+    pub fn coordinator_with(&mut self, name: &str, configuration: &str) -> anyhow::Result<Coordinator> {
+        Coordinator::start(self.network.add(name)?, self.place.clone(), configuration)
+    }
+
+    /// A node that an agent will run on.
+    pub fn node(&mut self, name: &str) -> anyhow::Result<Agent> {
+        Agent::new(self.network.add(name)?, self.place.clone())
+    }
+
+    /// A node without anything on it.
+    pub fn bare_node(&mut self, name: &str) -> anyhow::Result<Node> {
+        self.network.add(name)
+    }
+
+    /// The `wiremesh` binary.
+    pub fn wiremesh(&self) -> &Path {
+        &self.place.wiremesh
+    }
+
+    /// A folder for a node's files, gone with the lab. Logs (`*.log`) in it are printed when the story fails.
+    pub fn folder(&self, name: &str) -> anyhow::Result<PathBuf> {
+        self.place.folder(name)
+    }
+}
+
+impl Place {
+    pub(crate) fn folder(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let folder = self.scratch.join(name);
+        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        Ok(folder)
+    }
+}
+
+/// A program in the folder that cargo builds into: tests are in `deps` under it, other programs in it.
+fn beside_the_tests(name: &str) -> anyhow::Result<PathBuf> {
+    let this = std::env::current_exe()?;
+    let folder = this.parent().context("a program is in a folder")?;
+    let folder = if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder };
+    Ok(folder.join(name))
+}

@@ -1,0 +1,116 @@
+//! The sandbox itself: what it connects, what it cuts, what it leaves behind.
+
+use std::{
+    io,
+    net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
+    time::Duration,
+};
+
+use netns_tests::{Node, Traffic, story};
+
+#[test]
+fn nodes_reach_each_other_over_udp_and_tcp() {
+    story(|lab| {
+        let (a, b) = (lab.bare_node("a")?, lab.bare_node("b")?);
+
+        assert!(udp_arrives(&a, &b)?);
+        assert!(tcp_connects(&a, &b)?);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_cut_of_udp_between_two_nodes_leaves_tcp_and_third_parties_alone() {
+    story(|lab| {
+        let (a, b, c) = (lab.bare_node("a")?, lab.bare_node("b")?, lab.bare_node("c")?);
+
+        let cut = lab.network.cut(&a, &b, Traffic::Udp)?;
+
+        assert!(!udp_arrives(&a, &b)?);
+        assert!(!udp_arrives(&b, &a)?);
+        assert!(tcp_connects(&a, &b)?);
+        assert!(udp_arrives(&a, &c)? && udp_arrives(&c, &b)?);
+
+        cut.restore()?;
+
+        assert!(udp_arrives(&a, &b)? && udp_arrives(&b, &a)?);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_node_can_be_cut_off_from_everything_and_unplugged() {
+    story(|lab| {
+        let (a, b) = (lab.bare_node("a")?, lab.bare_node("b")?);
+
+        let cut = b.cut(Traffic::Everything)?;
+        assert!(!tcp_connects(&a, &b)? && !udp_arrives(&a, &b)?);
+        drop(cut);
+        assert!(tcp_connects(&a, &b)?);
+
+        b.unplug()?;
+        assert!(!tcp_connects(&a, &b)?);
+        b.plug()?;
+        assert!(tcp_connects(&a, &b)?);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_connection_that_is_open_is_cut_like_a_new_one() {
+    story(|lab| {
+        let (a, b) = (lab.bare_node("a")?, lab.bare_node("b")?);
+        let listener = b.run(|| TcpListener::bind((b.address(), 7000)))??;
+        let near = a.run(|| TcpStream::connect((b.address(), 7000)))??;
+        let (far, _) = listener.accept()?;
+        assert!(passes(&near, &far)?);
+
+        let cut = lab.network.cut(&a, &b, Traffic::Everything)?;
+        assert!(!passes(&near, &far)?);
+        cut.restore()?;
+        Ok(())
+    });
+}
+
+#[test]
+fn programs_run_where_they_are_sent() {
+    story(|lab| {
+        let (a, b) = (lab.bare_node("a")?, lab.bare_node("b")?);
+
+        let link = |node: &Node| -> anyhow::Result<String> {
+            let output = node.command("readlink")?.arg("/proc/self/ns/net").output()?;
+            Ok(String::from_utf8(output.stdout)?)
+        };
+
+        assert_ne!(link(&a)?, link(&b)?);
+        assert_eq!(std::process::id(), 1);
+        Ok(())
+    });
+}
+
+/// Whether a datagram from one node reaches another. Each has the same port and listens on every address.
+fn udp_arrives(from: &Node, to: &Node) -> anyhow::Result<bool> {
+    let receiver = to.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 7000)))??;
+    let sender = from.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 7000)))??;
+    receiver.set_read_timeout(Some(Duration::from_millis(300)))?;
+    sender.send_to(b"hello", (to.address(), 7000))?;
+    match receiver.recv(&mut [0; 16]) {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn tcp_connects(from: &Node, to: &Node) -> anyhow::Result<bool> {
+    let _listener = to.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 7000)))??;
+    let address = (to.address(), 7000).into();
+    Ok(from.run(|| TcpStream::connect_timeout(&address, Duration::from_millis(1500)))?.is_ok())
+}
+
+fn passes(mut near: &TcpStream, mut far: &TcpStream) -> anyhow::Result<bool> {
+    use std::io::{Read, Write};
+
+    far.set_read_timeout(Some(Duration::from_millis(500)))?;
+    near.write_all(b"x")?;
+    Ok(far.read(&mut [0]).is_ok())
+}
