@@ -27,6 +27,11 @@ pub const MAX_COORDINATORS: usize = 8;
 /// Where a node's directory listens unless it says otherwise.
 pub const DEFAULT_DHT_PORT: u16 = 8468;
 
+/// Whom a request's proof must be addressed to.
+pub fn audience(mesh: &MeshName) -> String {
+    format!("coordinator.{mesh}")
+}
+
 /// `POST /api/enroll`.
 #[derive(Clone, Deserialize, Serialize)]
 pub struct EnrollRequest {

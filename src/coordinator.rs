@@ -15,6 +15,7 @@
 
 pub mod config;
 pub mod enrolment;
+pub mod io;
 pub mod limiter;
 pub mod page;
 pub mod registry;

@@ -77,6 +77,8 @@ pub struct Facts {
     pub used_before: bool,
     /// The member with this identity.
     pub same_identity: Option<Holder>,
+    /// Whether the identity is on the revocation list.
+    pub identity_revoked: bool,
     /// The member with this name that is not revoked.
     pub same_name: Option<Holder>,
     /// The identity that this WireGuard key was ever bound to.
@@ -214,13 +216,11 @@ pub fn unclaimed(
     facts: &Facts,
     network: IpNet,
 ) -> Result<Option<u64>, Refusal> {
-    if let Some(member) = &facts.same_identity {
-        if member.revoked {
-            return Err(Refusal::IdentityRevoked);
-        }
-        if member.name != *name {
-            return Err(Refusal::OtherName(member.name.clone()));
-        }
+    if facts.identity_revoked || facts.same_identity.as_ref().is_some_and(|member| member.revoked) {
+        return Err(Refusal::IdentityRevoked);
+    }
+    if let Some(member) = facts.same_identity.as_ref().filter(|member| member.name != *name) {
+        return Err(Refusal::OtherName(member.name.clone()));
     }
     if let Some(holder) = facts.same_name.as_ref().filter(|holder| holder.identity != identity) {
         let address = address_of(network, holder.host).unwrap_or(OverlayIp(network.network()));
@@ -327,16 +327,17 @@ mod tests {
             ("name_taken", Facts { same_name: Some(holder(2, "a")), ..facts() }),
             ("wireguard_key_taken", Facts { key_holder: Some(NodeId([2; 32])), ..facts() }),
             ("identity_has_another_name", Facts { same_identity: Some(holder(1, "b")), ..facts() }),
-            (
-                "identity_revoked",
-                Facts { same_identity: Some(Holder { revoked: true, ..holder(1, "a") }), ..facts() },
-            ),
+            ("identity_revoked", Facts { same_identity: Some(Holder { revoked: true, ..holder(1, "a") }), ..facts() }),
         ];
 
         for (expected, facts) in cases {
             let refusal = decide(&request(), &facts, network(), NOW).unwrap_err();
             assert_eq!(refusal.kind(), expected);
         }
+        assert_eq!(
+            decide(&request(), &Facts { identity_revoked: true, ..facts() }, network(), NOW),
+            Err(Refusal::IdentityRevoked)
+        );
         let reserved = CertificateRequest { name: name("coordinator"), ..request() };
         assert_eq!(decide(&reserved, &facts(), network(), NOW).unwrap_err(), Refusal::NameReserved);
     }
@@ -346,6 +347,7 @@ mod tests {
         let facts = Facts {
             token: Some(Token { used: 1, ..token() }),
             used_before: true,
+            identity_revoked: false,
             same_identity: Some(holder(1, "a")),
             same_name: Some(holder(1, "a")),
             key_holder: Some(NodeId([1; 32])),

@@ -80,12 +80,8 @@ impl Registry {
                     return None;
                 }
                 let entry = entry.cloned().unwrap_or_default();
-                let summary = ServiceSummary {
-                    name: name.clone(),
-                    healthy_workers,
-                    tier: entry.tier,
-                    requires: entry.requires,
-                };
+                let summary =
+                    ServiceSummary { name: name.clone(), healthy_workers, tier: entry.tier, requires: entry.requires };
                 Some((name.clone(), summary))
             })
             .collect()
@@ -132,6 +128,11 @@ impl Registry {
         };
         let entry = self.entries.get(identity)?;
         Some((&entry.member, entry.presence.as_ref().map(|presence| &presence.signed)))
+    }
+
+    /// Whether somebody with this identity has joined.
+    pub fn knows(&self, identity: NodeId) -> bool {
+        self.entries.contains_key(&identity)
     }
 
     /// Whether a member has said what it is since we heard of it.
