@@ -9,8 +9,10 @@
 //!   └───────────┴────── wiremesh-certs · api · clock · task · backoff ──────┘
 //! ```
 
+pub mod api;
 pub mod backoff;
 pub mod clock;
+pub mod coordinator;
 pub mod config;
 pub mod sandbox;
 pub mod settings;
