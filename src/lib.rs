@@ -13,5 +13,6 @@ pub mod backoff;
 pub mod clock;
 pub mod config;
 pub mod sandbox;
+pub mod services;
 pub mod settings;
 pub mod task;
