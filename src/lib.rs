@@ -15,5 +15,6 @@ pub mod clock;
 pub mod coordinator;
 pub mod config;
 pub mod sandbox;
+pub mod services;
 pub mod settings;
 pub mod task;
