@@ -11,6 +11,6 @@
 
 pub mod backoff;
 pub mod clock;
-pub mod settings;
 pub mod sandbox;
+pub mod settings;
 pub mod task;

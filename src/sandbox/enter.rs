@@ -13,8 +13,8 @@ use std::{
 
 use nix::{fcntl::OFlag, unistd};
 
-/// Set in the environment of what runs inside; its value is the scratch folder.
-const MARKER: &str = "WIREMESH_SANDBOX";
+/// Set in the environment of what runs inside; its value is the scratch folder. Not `WIREMESH_…`: those are options.
+const MARKER: &str = "SANDBOX_OF_WIREMESH";
 
 /// Where the scratch file system may be mounted: folders that exist everywhere and that nobody needs inside. The first
 /// that does not hide the program or the working directory is taken.
