@@ -11,6 +11,7 @@
 
 pub mod api;
 pub mod backoff;
+pub mod cli;
 pub mod clock;
 pub mod coordinator;
 pub mod config;

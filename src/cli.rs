@@ -1,0 +1,3 @@
+//! The commands of `wiremesh`, one file each.
+
+pub mod demo;
