@@ -11,6 +11,7 @@
 
 pub mod backoff;
 pub mod clock;
-pub mod settings;
+pub mod directory;
 pub mod sandbox;
+pub mod settings;
 pub mod task;
