@@ -17,5 +17,7 @@ pub mod coordinator;
 pub mod config;
 pub mod sandbox;
 pub mod services;
+pub mod directory;
+pub mod sandbox;
 pub mod settings;
 pub mod task;
