@@ -13,11 +13,13 @@ pub mod api;
 pub mod backoff;
 pub mod cli;
 pub mod clock;
-pub mod coordinator;
 pub mod config;
+pub mod coordinator;
+pub mod directory;
+#[cfg(test)]
+mod layers;
 pub mod sandbox;
 pub mod services;
-pub mod directory;
-pub mod sandbox;
 pub mod settings;
 pub mod task;
+pub mod telemetry;
