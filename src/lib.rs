@@ -9,10 +9,15 @@
 //!   └───────────┴────── wiremesh-certs · api · clock · task · backoff ──────┘
 //! ```
 
+pub mod api;
 pub mod backoff;
 pub mod cli;
 pub mod clock;
+pub mod coordinator;
 pub mod config;
+pub mod sandbox;
+pub mod services;
+pub mod directory;
 pub mod sandbox;
 pub mod settings;
 pub mod task;
