@@ -40,6 +40,7 @@ pub struct Agent {
     offered: Vec<(String, usize)>,
     tunnel: bool,
     dht: bool,
+    called: Option<String>,
     configuration: String,
     folder: PathBuf,
     place: Arc<Place>,
@@ -55,6 +56,7 @@ impl Agent {
             offered: Vec::new(),
             tunnel: false,
             dht: true,
+            called: None,
             configuration: String::new(),
             folder,
             place,
@@ -81,6 +83,12 @@ impl Agent {
     /// It will neither use nor be in the DHT.
     pub fn without_dht(mut self) -> Agent {
         self.dht = false;
+        self
+    }
+
+    /// It will call itself so, and not as its node is called.
+    pub fn called(mut self, name: &str) -> Agent {
+        self.called = Some(name.to_owned());
         self
     }
 
@@ -243,9 +251,9 @@ impl Agent {
         })
     }
 
-    /// What it is called, here and in the mesh.
+    /// What it is called in the mesh.
     pub fn name(&self) -> &str {
-        self.node.name()
+        self.called.as_deref().unwrap_or(self.node.name())
     }
 
     /// The folder with its keys.

@@ -32,7 +32,8 @@ pub(crate) struct Place {
 }
 
 impl Lab {
-    pub(crate) fn new(scratch: &Path) -> anyhow::Result<Lab> {
+    /// A lab that keeps its files in `scratch`. Stories are given one; a program that has entered a sandbox makes its own.
+    pub fn new(scratch: &Path) -> anyhow::Result<Lab> {
         let wiremesh = match std::env::var_os(BINARY) {
             Some(path) => PathBuf::from(path),
             None => beside_the_tests("wiremesh")?,
