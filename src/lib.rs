@@ -11,9 +11,15 @@
 
 pub mod api;
 pub mod backoff;
+pub mod cli;
 pub mod clock;
-pub mod coordinator;
 pub mod config;
+pub mod coordinator;
+pub mod directory;
+#[cfg(test)]
+mod layers;
 pub mod sandbox;
+pub mod services;
 pub mod settings;
 pub mod task;
+pub mod telemetry;
