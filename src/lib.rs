@@ -16,7 +16,10 @@ pub mod clock;
 pub mod config;
 pub mod coordinator;
 pub mod directory;
+#[cfg(test)]
+mod layers;
 pub mod sandbox;
 pub mod services;
 pub mod settings;
 pub mod task;
+pub mod telemetry;

@@ -174,10 +174,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<Config, String> {
-        Layers::new()
-            .file("coordinator.toml", text)
-            .and_then(Config::from_layers)
-            .map_err(|error| error.to_string())
+        Layers::new().file("coordinator.toml", text).and_then(Config::from_layers).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -193,8 +190,17 @@ mod tests {
         let example: toml::Table = include_str!("../../deploy/coordinator.example.toml").parse().unwrap();
 
         for option in [
-            "data_dir", "listen", "public_urls", "mesh", "network", "database", "certificate_lifetime",
-            "authority_lifetime", "public_discovery", "heartbeat_interval", "catalog",
+            "data_dir",
+            "listen",
+            "public_urls",
+            "mesh",
+            "network",
+            "database",
+            "certificate_lifetime",
+            "authority_lifetime",
+            "public_discovery",
+            "heartbeat_interval",
+            "catalog",
         ] {
             assert!(example.contains_key(option), "{option}");
         }
@@ -212,7 +218,10 @@ mod tests {
             ("database = 'postgres://x'", "`database`: this build has no PostgreSQL"),
             ("database = 'mysql'", "`database`: must be"),
             ("[catalog.ocr]\ntier = true", "`catalog.ocr.tier`: must be a word or a number"),
-            ("publik_discovery = true", "coordinator.toml: `publik_discovery`: there is no such option; did you mean `public_discovery`?"),
+            (
+                "publik_discovery = true",
+                "coordinator.toml: `publik_discovery`: there is no such option; did you mean `public_discovery`?",
+            ),
             ("mesh = 'A b'", "coordinator.toml: `mesh`: "),
         ] {
             let error = parse(text).unwrap_err();

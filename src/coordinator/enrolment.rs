@@ -327,10 +327,7 @@ mod tests {
             ("name_taken", Facts { same_name: Some(holder(2, "a")), ..facts() }),
             ("wireguard_key_taken", Facts { key_holder: Some(NodeId([2; 32])), ..facts() }),
             ("identity_has_another_name", Facts { same_identity: Some(holder(1, "b")), ..facts() }),
-            (
-                "identity_revoked",
-                Facts { same_identity: Some(Holder { revoked: true, ..holder(1, "a") }), ..facts() },
-            ),
+            ("identity_revoked", Facts { same_identity: Some(Holder { revoked: true, ..holder(1, "a") }), ..facts() }),
         ];
 
         for (expected, facts) in cases {

@@ -68,7 +68,8 @@ impl Limiter {
         }
         self.sources.retain(|_, bucket| bucket.left < BURST);
         if self.sources.len() >= MAX_SOURCES {
-            let quietest = self.sources.iter().max_by_key(|(_, bucket)| (bucket.left, std::cmp::Reverse(bucket.filled_at)));
+            let quietest =
+                self.sources.iter().max_by_key(|(_, bucket)| (bucket.left, std::cmp::Reverse(bucket.filled_at)));
             if let Some(source) = quietest.map(|(source, _)| *source) {
                 self.sources.remove(&source);
             }

@@ -19,7 +19,9 @@ use std::{
     time::Duration,
 };
 
-use wiremesh_certs::{NodeId, NodeName, NodeRecord, Opened, OverlayIp, ServiceName, Signed, UnixTime, Verified, WgPublicKey};
+use wiremesh_certs::{
+    NodeId, NodeName, NodeRecord, Opened, OverlayIp, ServiceName, Signed, UnixTime, Verified, WgPublicKey,
+};
 
 use crate::api::{DEFAULT_DHT_PORT, MAX_INTRODUCTIONS};
 

@@ -80,12 +80,8 @@ impl Registry {
                     return None;
                 }
                 let entry = entry.cloned().unwrap_or_default();
-                let summary = ServiceSummary {
-                    name: name.clone(),
-                    healthy_workers,
-                    tier: entry.tier,
-                    requires: entry.requires,
-                };
+                let summary =
+                    ServiceSummary { name: name.clone(), healthy_workers, tier: entry.tier, requires: entry.requires };
                 Some((name.clone(), summary))
             })
             .collect()
