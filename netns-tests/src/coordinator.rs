@@ -13,7 +13,7 @@ use anyhow::Context;
 use serde_json::Value;
 use wiremesh::sandbox::Node;
 
-use crate::{Process, eventually, lab::Place};
+use crate::{Process, eventually, lab::Place, process::LOG_FILTER};
 
 const PORT: u16 = 8080;
 /// It makes a CA and a database first.
@@ -61,7 +61,7 @@ impl Coordinator {
     pub fn restart(&mut self) -> anyhow::Result<()> {
         self.stop();
         let mut command = self.place.wiremesh(&self.node)?;
-        command.arg("coordinator").arg("--config").arg(self.config()).env("RUST_LOG", "info,wiremesh=debug");
+        command.arg("coordinator").arg("--config").arg(self.config()).env("RUST_LOG", LOG_FILTER);
         let log = self.folder.join("coordinator.log");
         let mut process = Process::start("coordinator", command, &log)?;
         let address = (self.node.address(), PORT);

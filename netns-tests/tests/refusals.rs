@@ -270,7 +270,9 @@ fn refused(mut agent: Agent, word: &str) -> anyhow::Result<()> {
     let name = agent.node.name().to_owned();
     eventually(&format!("{name} is refused"), Duration::from_secs(20), || {
         let log = agent.log();
-        let line = log.lines().find(|line| line.contains(word) && (line.contains("rror") || line.contains("WARN")));
+        let line = log
+            .lines()
+            .find(|line| line.contains(word) && ["ERROR", "error", "WARN"].iter().any(|level| line.contains(level)));
         line.map(str::to_owned).with_context(|| format!("nothing about {word:?} yet"))
     })?;
     assert!(agent.get("/health/ready").map_or(true, |answer| answer.status != 200), "{name} is ready all the same");
