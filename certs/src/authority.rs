@@ -13,8 +13,8 @@ use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use crate::{
-    AllowedServices, CaCertificate, Chain, GroupName, IdentityKey, MeshName, NodeId, NodeName, OverlayIp, Refused, Serial,
-    ServiceName, SignError, Signed, Trust, UnixTime, WgPublicKey,
+    AllowedServices, CaCertificate, Chain, GroupName, IdentityKey, MeshName, NodeId, NodeName, OverlayIp, Refused,
+    Serial, ServiceName, SignError, Signed, Trust, UnixTime, WgPublicKey,
     certificate::{self, BadCertificate, COORDINATOR_NAME, MAX_GROUPS, MAX_SERVICES, oid},
     keys::BadKey,
     revocation::RevocationList,

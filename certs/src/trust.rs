@@ -138,7 +138,9 @@ impl Refused {
             Refused::Expired { .. } => Some("renew it: the agent does so while its coordinator is reachable"),
             Refused::Revoked { .. } => Some("ask the operator of the mesh for a new join token"),
             Refused::OutsideNetwork { .. } => Some("sign it with an address of the mesh's network"),
-            Refused::AuthorityExceeded(_) => Some("have it signed by the root, or by an intermediate within its limits"),
+            Refused::AuthorityExceeded(_) => {
+                Some("have it signed by the root, or by an intermediate within its limits")
+            }
             Refused::Envelope(_)
             | Refused::Certificate(_)
             | Refused::WrongSignature
@@ -487,15 +489,8 @@ pub enum Check {
 
 impl Check {
     /// All, in the order in which they are made.
-    pub const ALL: [Check; 7] = [
-        Check::Form,
-        Check::Issuer,
-        Check::Authority,
-        Check::Time,
-        Check::Mesh,
-        Check::Network,
-        Check::Revocation,
-    ];
+    pub const ALL: [Check; 7] =
+        [Check::Form, Check::Issuer, Check::Authority, Check::Time, Check::Mesh, Check::Network, Check::Revocation];
 
     /// One short word for it.
     pub fn name(self) -> &'static str {
