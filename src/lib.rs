@@ -12,6 +12,7 @@
 pub mod backoff;
 pub mod clock;
 pub mod config;
+pub mod overlay;
 pub mod sandbox;
 pub mod settings;
 pub mod task;
