@@ -18,6 +18,7 @@ pub mod coordinator;
 pub mod directory;
 #[cfg(test)]
 mod layers;
+pub mod overlay;
 pub mod sandbox;
 pub mod services;
 pub mod settings;
