@@ -12,6 +12,7 @@
 pub mod backoff;
 pub mod clock;
 pub mod config;
+pub mod router;
 pub mod sandbox;
 pub mod services;
 pub mod settings;
