@@ -24,8 +24,12 @@ mod key;
 mod publisher;
 mod records;
 mod spread;
+mod stats;
 mod store;
 mod value;
 
+pub mod io;
+
 pub use entry::{Entry, Rejected};
 pub use fingers::{Answer, Counters as FingerCounters, FRESH_FOR, Source};
+pub use io::{Discover, Handle, Settings, StartError, Status, start};

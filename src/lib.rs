@@ -19,6 +19,8 @@ pub mod directory;
 #[cfg(test)]
 mod layers;
 pub mod membership;
+pub mod overlay;
+pub mod router;
 pub mod sandbox;
 pub mod services;
 pub mod settings;

@@ -176,6 +176,13 @@ impl<'a> Outline<'a> {
     }
 }
 
+impl<'a> Outline<'a> {
+    /// The common name of whoever signed it, as it claims.
+    pub fn issuer_name(&self) -> Option<&str> {
+        common_name(self.parsed.issuer()).ok()
+    }
+}
+
 /// What a node's certificate claims.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct NodeClaims {
@@ -272,6 +279,15 @@ pub(crate) fn is_coordinator_tls(outline: &Outline<'_>, mesh: &MeshName) -> Resu
         return Err(BadCertificate("not a coordinator's"));
     }
     Ok(())
+}
+
+/// Of which mesh's coordinator this is the TLS certificate, if it is one.
+pub(crate) fn coordinator_mesh(outline: &Outline<'_>) -> Option<MeshName> {
+    let names = outline.parsed.subject_alternative_name().ok()??;
+    let [GeneralName::DNSName(name)] = names.value.general_names.as_slice() else { return None };
+    let mesh = name.strip_prefix(COORDINATOR_NAME)?.strip_prefix('.')?.strip_suffix(".internal")?;
+    let mesh = MeshName::new(mesh).ok()?;
+    is_coordinator_tls(outline, &mesh).is_ok().then_some(mesh)
 }
 
 /// The name in a coordinator's TLS certificate, whatever address it is reached at.

@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use wiremesh::sandbox::Node;
 
-use crate::{Answer, Coordinator, Process, Service, eventually, fetch, lab::Place};
+use crate::{Answer, Coordinator, Process, Service, eventually, fetch, lab::Place, process::LOG_FILTER};
 
 /// Where the agent's local API listens on every node.
 const API: &str = "http://127.0.0.1:8000";
@@ -127,7 +127,7 @@ impl Agent {
     pub fn launch(&mut self) -> anyhow::Result<()> {
         self.process = None;
         let mut command = self.place.wiremesh(&self.node)?;
-        command.arg("agent").arg("--config").arg(self.config()).env("RUST_LOG", "info,wiremesh=debug");
+        command.arg("agent").arg("--config").arg(self.config()).env("RUST_LOG", LOG_FILTER);
         let what = format!("agent {}", self.name());
         self.process = Some(Process::start(&what, command, &self.folder.join("agent.log"))?);
         Ok(())

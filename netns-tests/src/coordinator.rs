@@ -13,7 +13,7 @@ use anyhow::Context;
 use serde_json::Value;
 use wiremesh::sandbox::Node;
 
-use crate::{Process, eventually, lab::Place};
+use crate::{Process, eventually, lab::Place, process::LOG_FILTER};
 
 const PORT: u16 = 8080;
 /// It makes a CA and a database first.
@@ -61,7 +61,7 @@ impl Coordinator {
     pub fn restart(&mut self) -> anyhow::Result<()> {
         self.stop();
         let mut command = self.place.wiremesh(&self.node)?;
-        command.arg("coordinator").arg("--config").arg(self.config()).env("RUST_LOG", "info,wiremesh=debug");
+        command.arg("coordinator").arg("--config").arg(self.config()).env("RUST_LOG", LOG_FILTER);
         let log = self.folder.join("coordinator.log");
         let mut process = Process::start("coordinator", command, &log)?;
         let address = (self.node.address(), PORT);
@@ -105,6 +105,16 @@ impl Coordinator {
         anyhow::ensure!(output.status.success(), "token create: {}", String::from_utf8_lossy(&output.stderr));
         let answer: Value = serde_json::from_str(&stdout).with_context(|| format!("token create printed {stdout}"))?;
         Ok(answer["token"].as_str().with_context(|| format!("no token in {stdout}"))?.to_owned())
+    }
+
+    /// Revokes a member with all its certificates, as its operator, through the coordinator's socket.
+    pub fn revoke(&self, name: &str) -> anyhow::Result<()> {
+        let socket = self.data().join("coordinator.sock");
+        let body = serde_json::json!({ "name": name });
+        self.node.block_on(|| async {
+            let revoked: Result<Value, _> = wiremesh::cli::socket::post(&socket, "/revocations", &body).await;
+            revoked.map(drop).map_err(|failure| failure.error.context("revoking"))
+        })
     }
 
     /// Runs a `wiremesh` command beside it, with its configuration.

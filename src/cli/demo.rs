@@ -24,6 +24,7 @@ use std::{
 
 use anyhow::Context;
 
+use super::failure::Failure;
 use crate::{
     clock,
     sandbox::{self, Entered},
@@ -51,7 +52,7 @@ static INTERRUPTED: AtomicI32 = AtomicI32::new(130);
 
 /// Runs the demo. Must be called before the program has threads or a runtime. The code is 0 only if everything
 /// happened as it should.
-pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let Some(scratch) = sandbox::scratch() else {
         return outside(args);
     };
@@ -61,7 +62,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     inside(args, &folder, &mut io::stdout().lock())
 }
 
-fn outside(args: &Args) -> anyhow::Result<ExitCode> {
+fn outside(args: &Args) -> Result<ExitCode, Failure> {
     // A mesh that is kept is reached through its sockets, which must then be where others see them.
     let folder = args.keep.then(|| std::env::temp_dir().join(format!("wiremesh-demo-{}", std::process::id())));
     let more: Vec<OsString> = match &folder {
@@ -77,13 +78,17 @@ fn outside(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(folder) = folder {
         std::fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
     }
-    match entered? {
-        Entered::Left(code) => Ok(ExitCode::from(code)),
-        Entered::Inside => anyhow::bail!("inside and outside of the sandbox at once"),
+    match entered {
+        Ok(Entered::Left(code)) => Ok(ExitCode::from(code)),
+        Ok(Entered::Inside) => Err(anyhow::anyhow!("inside and outside of the sandbox at once").into()),
+        Err(refused) => Err(match refused.hint() {
+            Some(hint) => Failure::from(refused).hint(hint),
+            None => refused.into(),
+        }),
     }
 }
 
-fn inside(args: &Args, folder: &Path, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+fn inside(args: &Args, folder: &Path, out: &mut impl Write) -> Result<ExitCode, Failure> {
     mesh::check_tun()?;
     let mut report = Report::new(args.json, io::stdout().is_terminal(), clock::now());
     let mut mesh = Mesh::new(folder)?;
@@ -96,7 +101,9 @@ fn inside(args: &Args, folder: &Path, out: &mut impl Write) -> anyhow::Result<Ex
     report.print(out)?;
     if !report.all_good() {
         mesh.print_logs(&mut io::stderr())?;
-        return Ok(ExitCode::FAILURE);
+        return Err(
+            Failure::from(anyhow::anyhow!("not everything went as it should")).hint("the logs above may say why")
+        );
     }
     if args.keep {
         mesh.print_how_to_reach(out)?;

@@ -24,10 +24,8 @@ struct Contact {
 impl Contacts {
     /// Somebody to begin from. True if it was not known.
     pub fn add(&mut self, entry: &Entry) -> bool {
-        if let Some(contact) = self.members.get_mut(&entry.id()) {
-            if contact.entry.sequence() < entry.sequence() {
-                contact.entry = entry.clone();
-            }
+        if self.members.contains_key(&entry.id()) {
+            self.refresh(entry);
             return false;
         }
         if self.members.len() >= MAX_CONTACTS {
@@ -36,6 +34,15 @@ impl Contacts {
         }
         self.members.insert(entry.id(), Contact { entry: entry.clone(), proven_at: None });
         true
+    }
+
+    /// A later record of a contact was heard.
+    pub fn refresh(&mut self, entry: &Entry) {
+        if let Some(contact) = self.members.get_mut(&entry.id())
+            && contact.entry.sequence() < entry.sequence()
+        {
+            contact.entry = entry.clone();
+        }
     }
 
     /// It was connected to.
@@ -74,7 +81,9 @@ mod tests {
     fn the_most_recently_proven_come_first() {
         let (mesh, mut contacts) = (Mesh::new(), Contacts::default());
         let entries = [1, 2, 3].map(|n| mesh.node(n).offering(&[], 1));
-        entries.each_ref().map(|entry| contacts.add(entry));
+        for entry in &entries {
+            contacts.add(entry);
+        }
 
         contacts.on_proven(&entries[2].id(), t0());
         contacts.on_proven(&entries[0].id(), t0() + Duration::from_secs(1));

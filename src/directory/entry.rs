@@ -289,6 +289,20 @@ pub mod testing {
             }
         }
 
+        /// The same node with a certificate of another serial number.
+        pub fn renew(&self, node: &Node) -> Node {
+            let claims = Claims {
+                identity: node.id(),
+                wg: WgPrivateKey::generate(&mut rng()).public(),
+                name: node.name(),
+                address: node.address,
+                groups: Vec::new(),
+                services: AllowedServices::Any,
+                lifetime: Duration::from_secs(3600),
+            };
+            Node { chain: self.authority.issue(&claims, self.now, &mut rng()).unwrap(), ..node.clone() }
+        }
+
         pub fn trust(&self) -> Arc<Trust> {
             self.store.current()
         }

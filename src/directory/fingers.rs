@@ -233,6 +233,12 @@ impl Fingers {
         self.services.values().filter(|finger| !finger.workers.is_empty()).count()
     }
 
+    /// As if this service had never been asked for.
+    #[cfg(test)]
+    pub fn clear(&mut self, service: &ServiceName) {
+        self.services.remove(service);
+    }
+
     fn make_room(&mut self) {
         if self.services.len() < MAX_SERVICES {
             return;
@@ -297,7 +303,9 @@ impl Finger {
     /// Takes in what was heard. True if it named a worker that can be offered.
     fn merge(&mut self, service: &ServiceName, entries: &[Entry], unix: UnixTime, now: Instant) -> bool {
         let mut found = false;
-        for entry in entries {
+        let mut in_order: Vec<&Entry> = entries.iter().collect();
+        in_order.sort_by_key(|entry| entry.sequence());
+        for entry in in_order {
             let known = self.workers.get(&entry.id()).map(Entry::sequence);
             if known.is_some_and(|known| known > entry.sequence()) {
                 found = true;

@@ -36,8 +36,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Merges `value` into what is stored under `key`. Fine if at least one of its records was stored, or was already;
-    /// otherwise why the last of them was not.
+    /// Merges `value` into what is stored under `key`. Returns its entries that are stored, or were already; if there
+    /// are none, why the first of its records was not.
     pub fn put(
         &mut self,
         key: &[u8],
@@ -45,15 +45,18 @@ impl Store {
         opener: &mut Opener,
         trust: &Trust,
         now: UnixTime,
-    ) -> Result<(), Rejected> {
+    ) -> Result<Vec<Entry>, Rejected> {
         let key = Key::from_bytes(key).ok_or(Rejected::BadKey)?;
         let records = value::decode(value).ok_or(Rejected::BadValue)?;
-        let mut outcome = Err(Rejected::BadValue);
+        let (mut stored, mut rejected) = (Vec::new(), None);
         for record in records {
-            let put = opener.open(&record, trust, now).and_then(|entry| self.put_entry(&key, entry, now));
-            outcome = outcome.or(put);
+            let opened = opener.open(&record, trust, now);
+            match opened.and_then(|entry| self.put_entry(&key, entry.clone(), now).map(|()| entry)) {
+                Ok(entry) => stored.push(entry),
+                Err(why) => rejected = rejected.or(Some(why)),
+            }
         }
-        outcome
+        if stored.is_empty() { Err(rejected.unwrap_or(Rejected::BadValue)) } else { Ok(stored) }
     }
 
     /// Stores one believed entry under `key`.
@@ -330,7 +333,7 @@ mod tests {
         }
 
         fn put_under(&mut self, mesh: &Mesh, key: &Key, entry: &Entry) -> Result<(), Rejected> {
-            self.store.put(&key.to_bytes(), &encode([entry.signed()]), &mut self.opener, &mesh.trust(), T0)
+            self.store.put(&key.to_bytes(), &encode([entry.signed()]), &mut self.opener, &mesh.trust(), T0).map(drop)
         }
 
         fn sequences(&mut self, service: &str, now: UnixTime) -> Vec<u64> {

@@ -32,7 +32,7 @@ pub enum Entered {
 
 /// Why there is no sandbox on this machine.
 #[derive(Debug, thiserror::Error)]
-#[error("no sandbox: {step}: {source}")]
+#[error("no sandbox: {step}")]
 pub struct Refused {
     step: &'static str,
     source: io::Error,

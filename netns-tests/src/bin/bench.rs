@@ -40,7 +40,7 @@ fn main() -> ExitCode {
             Ok(Entered::Inside) => Err(anyhow::anyhow!("inside and outside of the sandbox at once")),
             Err(refused) => {
                 let hint = refused.hint().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
-                Err(anyhow::anyhow!("{refused}{hint}"))
+                Err(anyhow::anyhow!("{:#}{hint}", anyhow::Error::new(refused)))
             }
         },
     };

@@ -14,6 +14,7 @@ use anyhow::Context;
 
 use super::request::{self, Answer};
 use crate::{
+    cli::failure::Failure,
     clock,
     sandbox::{Network, Node},
 };
@@ -222,8 +223,8 @@ impl Drop for Mesh {
     }
 }
 
-/// An error with a hint, if no TUN device can be made here.
-pub fn check_tun() -> anyhow::Result<()> {
+/// Fails, with a hint, if no TUN device can be made here.
+pub fn check_tun() -> Result<(), Failure> {
     const DEVICE: &str = "/dev/net/tun";
     match File::options().read(true).write(true).open(DEVICE) {
         Ok(_) => Ok(()),
@@ -232,7 +233,7 @@ pub fn check_tun() -> anyhow::Result<()> {
                 io::ErrorKind::PermissionDenied => "chmod 0666 /dev/net/tun, as distributions have it, or run as root",
                 _ => "modprobe tun; in a container: --device /dev/net/tun",
             };
-            Err(anyhow::Error::new(error).context(format!("opening {DEVICE} ({hint})")))
+            Err(Failure::from(anyhow::Error::new(error).context(format!("could not open {DEVICE}"))).hint(hint))
         }
     }
 }

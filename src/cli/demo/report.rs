@@ -103,6 +103,9 @@ impl Report {
     }
 
     fn print_table(&self, out: &mut impl Write) -> io::Result<()> {
+        if self.rows.is_empty() {
+            return Ok(());
+        }
         let head = ["", "asked by", "service", "answered by", "path", "found by", "time", ""].map(str::to_owned);
         let lines: Vec<[String; 8]> = std::iter::once(head).chain(self.rows.iter().map(cells)).collect();
         let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
