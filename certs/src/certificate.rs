@@ -18,7 +18,7 @@ use std::{fmt, net::IpAddr, sync::Arc};
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 use x509_parser::{
-    extensions::{GeneralName, ParsedExtension},
+    extensions::{ExtendedKeyUsage, GeneralName, ParsedExtension},
     prelude::{FromDer, X509Certificate},
     x509::{SubjectPublicKeyInfo, X509Name},
 };
@@ -31,6 +31,8 @@ use crate::{
 pub const MAX_CERTIFICATE_BYTES: usize = 2048;
 /// Node certificate and intermediates, without the root.
 pub const MAX_CHAIN: usize = 3;
+/// A chain in PEM, with room for comments around it.
+pub const MAX_PEM_BYTES: usize = 64 * 1024;
 /// Of one node.
 pub const MAX_GROUPS: usize = 8;
 /// Of one node.
@@ -145,6 +147,9 @@ impl<'a> Outline<'a> {
         if parsed.version().0 != 2 {
             return Err(BadCertificate("not X.509 version 3"));
         }
+        if parsed.tbs_certificate.issuer_uid.is_some() || parsed.tbs_certificate.subject_uid.is_some() {
+            return Err(BadCertificate("a unique identifier, which no certificate of ours has"));
+        }
         if parsed.signature_algorithm != parsed.tbs_certificate.signature {
             return Err(BadCertificate("two different signature algorithms"));
         }
@@ -171,6 +176,13 @@ impl<'a> Outline<'a> {
     }
 }
 
+impl<'a> Outline<'a> {
+    /// The common name of whoever signed it, as it claims.
+    pub fn issuer_name(&self) -> Option<&str> {
+        common_name(self.parsed.issuer()).ok()
+    }
+}
+
 /// What a node's certificate claims.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct NodeClaims {
@@ -194,10 +206,10 @@ impl NodeClaims {
         for_each_extension(&outline.parsed, |extension| {
             match extension.parsed_extension() {
                 ParsedExtension::SubjectAlternativeName(san) => names = Some(alternative_names(&san.general_names)?),
-                ParsedExtension::KeyUsage(key_usage) => {
-                    usage = key_usage.digital_signature() && !key_usage.key_cert_sign()
+                ParsedExtension::KeyUsage(key_usage) => usage = key_usage.flags == DIGITAL_SIGNATURE,
+                ParsedExtension::ExtendedKeyUsage(found) => {
+                    extended_usage = is_for_server(found) && found.client_auth;
                 }
-                ParsedExtension::ExtendedKeyUsage(usage) => extended_usage = usage.client_auth && usage.server_auth,
                 ParsedExtension::AuthorityKeyIdentifier(_) => {}
                 ParsedExtension::UnsupportedExtension { .. } => {
                     if is(&extension.oid, oid::WIREGUARD_KEY) {
@@ -205,6 +217,9 @@ impl NodeClaims {
                             .value
                             .try_into()
                             .map_err(|_| BadCertificate("its WireGuard key is not 32 bytes"))?;
+                        if !WgPublicKey(bytes).is_sound() {
+                            return Err(BadCertificate("its WireGuard key is weak: anybody could speak for it"));
+                        }
                         wg = Some(WgPublicKey(bytes));
                     } else if is(&extension.oid, oid::GROUPS) {
                         groups = Some(name_list(extension.value, MAX_GROUPS)?);
@@ -252,11 +267,10 @@ pub(crate) fn is_coordinator_tls(outline: &Outline<'_>, mesh: &MeshName) -> Resu
             ParsedExtension::SubjectAlternativeName(san) => {
                 named = matches!(san.general_names.as_slice(), [GeneralName::DNSName(name)] if *name == expected);
             }
-            ParsedExtension::ExtendedKeyUsage(usage) => server = usage.server_auth && !usage.client_auth,
-            ParsedExtension::KeyUsage(usage) if usage.key_cert_sign() => {
-                return Err(BadCertificate("its key usage does not fit a server"));
-            }
-            ParsedExtension::KeyUsage(_) | ParsedExtension::AuthorityKeyIdentifier(_) => {}
+            ParsedExtension::ExtendedKeyUsage(found) => server = is_for_server(found) && !found.client_auth,
+            ParsedExtension::KeyUsage(usage) if usage.flags == DIGITAL_SIGNATURE => {}
+            ParsedExtension::KeyUsage(_) => return Err(BadCertificate("its key usage does not fit a server")),
+            ParsedExtension::AuthorityKeyIdentifier(_) => {}
             _ => return Err(BadCertificate("an extension that a coordinator's certificate does not have")),
         }
         Ok(())
@@ -265,6 +279,15 @@ pub(crate) fn is_coordinator_tls(outline: &Outline<'_>, mesh: &MeshName) -> Resu
         return Err(BadCertificate("not a coordinator's"));
     }
     Ok(())
+}
+
+/// Of which mesh's coordinator this is the TLS certificate, if it is one.
+pub(crate) fn coordinator_mesh(outline: &Outline<'_>) -> Option<MeshName> {
+    let names = outline.parsed.subject_alternative_name().ok()??;
+    let [GeneralName::DNSName(name)] = names.value.general_names.as_slice() else { return None };
+    let mesh = name.strip_prefix(COORDINATOR_NAME)?.strip_prefix('.')?.strip_suffix(".internal")?;
+    let mesh = MeshName::new(mesh).ok()?;
+    is_coordinator_tls(outline, &mesh).is_ok().then_some(mesh)
 }
 
 /// The name in a coordinator's TLS certificate, whatever address it is reached at.
@@ -385,10 +408,29 @@ impl CaCertificate {
         self.0.not_after
     }
 
+    /// Whether it signed itself: a root. An intermediate is believed only through one.
+    pub fn is_root(&self) -> bool {
+        Outline::parse(&self.0.der).is_ok_and(|outline| outline.is_issued_by(&outline))
+    }
+
     /// How many authorities may stand between this one and a node; `None`: any number.
     pub(crate) fn path_length(&self) -> Option<u32> {
         self.0.path_length
     }
+}
+
+/// Bit 0 of a key usage and no other.
+const DIGITAL_SIGNATURE: u16 = 1;
+
+/// TLS servers, perhaps clients, and nothing else that a certificate can be for.
+fn is_for_server(usage: &ExtendedKeyUsage<'_>) -> bool {
+    let other = usage.any
+        || usage.code_signing
+        || usage.email_protection
+        || usage.time_stamping
+        || usage.ocsp_signing
+        || !usage.other.is_empty();
+    usage.server_auth && !other
 }
 
 fn for_each_extension<'a>(
@@ -416,7 +458,11 @@ fn alternative_names(names: &[GeneralName<'_>]) -> Result<(MeshName, NodeName, O
                     16 => <[u8; 16]>::try_from(*bytes).map(IpAddr::from).ok(),
                     _ => None,
                 };
-                address.replace(ip.ok_or(BadCertificate("an address of neither 4 nor 16 bytes"))?).is_some()
+                let ip = ip.ok_or(BadCertificate("an address of neither 4 nor 16 bytes"))?;
+                if ip.to_canonical() != ip {
+                    return Err(BadCertificate("an IPv4 address written as IPv6: one address would have two forms"));
+                }
+                address.replace(ip).is_some()
             }
             GeneralName::DNSName(name) => dns.replace(*name).is_some(),
             GeneralName::URI(name) => uri.replace(*name).is_some(),
@@ -439,6 +485,13 @@ fn alternative_names(names: &[GeneralName<'_>]) -> Result<(MeshName, NodeName, O
         return Err(BadCertificate("its DNS name and its URI differ"));
     }
     Ok((mesh, name, OverlayIp(address)))
+}
+
+/// Whether a node of `network` may have this address: not the network's own, not its broadcast address.
+pub(crate) fn is_host_in(address: OverlayIp, network: &IpNet) -> bool {
+    let ends_are_hosts = network.max_prefix_len() - network.prefix_len() < 2;
+    let is_end = address.0 == network.network() || address.0.is_ipv4() && address.0 == network.broadcast();
+    network.contains(&address.0) && (ends_are_hosts || !is_end)
 }
 
 fn constrained_network(
@@ -522,14 +575,25 @@ pub(crate) fn ed25519_key(key: &SubjectPublicKeyInfo<'_>) -> Result<NodeId, BadC
     bytes.try_into().map(NodeId).map_err(|_| BadCertificate("its key is not 32 bytes"))
 }
 
-/// The signature of a certificate or request, if what follows its signed part is exactly an Ed25519 algorithm
-/// identifier and a bit string of 64 bytes. Those bytes are not themselves signed: only one form of them is accepted,
-/// or the same certificate could be shown under many fingerprints.
+/// The signature of a certificate or request, if all around its signed part is exactly what DER has there: a shortest
+/// header, an Ed25519 algorithm identifier and a bit string of 64 bytes. Those bytes are not themselves signed: only one
+/// form of them is accepted, or the same certificate could be shown under many fingerprints.
 pub(crate) fn ed25519_signature<'a>(der: &'a [u8], signed_part: &[u8]) -> Option<&'a [u8]> {
     const ALGORITHM_AND_BIT_STRING: [u8; 10] = [0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x41, 0x00];
     let (rest, signature) = der.split_last_chunk::<64>()?;
     let rest = rest.strip_suffix(&ALGORITHM_AND_BIT_STRING)?;
-    rest.ends_with(signed_part).then_some(signature)
+    let header = rest.strip_suffix(signed_part)?;
+    (header == sequence_header(der.len() - header.len())?).then_some(signature)
+}
+
+/// X.690, section 10.1: the header of a sequence of so many bytes, its length in the fewest bytes.
+fn sequence_header(length: usize) -> Option<Vec<u8>> {
+    let [high, low] = u16::try_from(length).ok()?.to_be_bytes();
+    Some(match (high, low) {
+        (0, 0..=0x7f) => vec![0x30, low],
+        (0, _) => vec![0x30, 0x81, low],
+        _ => vec![0x30, 0x82, high, low],
+    })
 }
 
 pub(crate) fn is_ed25519(oid: &x509_parser::der_parser::oid::Oid<'_>) -> bool {
@@ -540,9 +604,14 @@ pub(crate) fn is(oid: &x509_parser::der_parser::oid::Oid<'_>, arcs: &[u64]) -> b
     oid.iter().is_some_and(|found| found.eq(arcs.iter().copied()))
 }
 
+/// RFC 5280, section 4.1.2.2: positive, and in the fewest bytes, so that a revoked one has no second form.
 fn serial(raw: &[u8]) -> Result<Serial, BadCertificate> {
-    let digits = raw.strip_prefix(&[0]).unwrap_or(raw);
-    if digits.is_empty() || digits.len() > 16 {
+    let digits = match raw {
+        [0, rest @ ..] if rest.first().is_some_and(|byte| *byte >= 0x80) => rest,
+        [0x01..=0x7f, ..] => raw,
+        _ => return Err(BadCertificate("a serial number that is not positive or not in its shortest form")),
+    };
+    if digits.len() > 16 {
         return Err(BadCertificate("a serial number of more than 128 bits"));
     }
     let mut bytes = [0; 16];
@@ -551,6 +620,9 @@ fn serial(raw: &[u8]) -> Result<Serial, BadCertificate> {
 }
 
 fn certificates_in(text: &str) -> Result<Vec<Vec<u8>>, BadCertificate> {
+    if text.len() > MAX_PEM_BYTES {
+        return Err(BadCertificate("more text than a chain can have"));
+    }
     let blocks = pem::parse_many(text).map_err(|_| BadCertificate("not PEM"))?;
     if blocks.is_empty() {
         return Err(BadCertificate("no CERTIFICATE block in it"));
