@@ -284,7 +284,7 @@ where
         loop {
             let (stream, _) = listener.accept().await.unwrap();
             let handler = handler.clone();
-            let service = service_fn(move |request| handler(request));
+            let service = service_fn(handler);
             let connection = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)
                 .with_upgrades();
