@@ -22,12 +22,12 @@ use std::{
 };
 
 use anyhow::Context;
+use rand::{SeedableRng, rngs::StdRng};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::{Notify, mpsc},
 };
-use rand::{SeedableRng, rngs::StdRng};
 use wiremesh_certs::{JoinToken, NodeRecord, ServiceName, Signed, files};
 
 pub use self::socket::SOCKET;
@@ -90,7 +90,8 @@ struct Agent {
 
 async fn start(config: &Config, tasks: &Tasks, started_at: std::time::Instant) -> Result<Agent, Failure> {
     let rng = StdRng::try_from_os_rng().context("the system gives no random numbers")?;
-    let (member, session) = membership::io::load_or_join(&membership_settings(config)?, rng).await.map_err(not_joined)?;
+    let (member, session) =
+        membership::io::load_or_join(&membership_settings(config)?, rng).await.map_err(not_joined)?;
     let own = member.verified.clone();
     let socket = socket::bind(&config.state_dir).await?;
 
@@ -236,10 +237,10 @@ async fn listen(
         surfaces.push(("ingress", address, router.ingress(own.id(), trust, report)));
     }
     for (name, address, surface) in surfaces {
-        let listener = TcpListener::bind(address)
-            .await
-            .with_context(|| format!("listening on {address} ({name})"))
-            .map_err(|error| Failure::from(error).hint("is another program using the port? see [api] in the configuration"))?;
+        let listener =
+            TcpListener::bind(address).await.with_context(|| format!("listening on {address} ({name})")).map_err(
+                |error| Failure::from(error).hint("is another program using the port? see [api] in the configuration"),
+            )?;
         let grace = config.drain_grace;
         listeners.spawn(name, |stop| router::io::serve(listener, surface, stop, grace));
     }
@@ -377,9 +378,10 @@ fn membership_settings(config: &Config) -> Result<membership::io::Settings, Fail
         },
         None => None,
     };
-    let token = text.map(|text| text.parse::<JoinToken>()).transpose().map_err(|bad| {
-        Failure::usage(bad).hint("make one with: wiremesh token create, on the coordinator")
-    })?;
+    let token = text
+        .map(|text| text.parse::<JoinToken>())
+        .transpose()
+        .map_err(|bad| Failure::usage(bad).hint("make one with: wiremesh token create, on the coordinator"))?;
     Ok(membership::io::Settings {
         state_dir: config.state_dir.clone(),
         name: config.name.clone(),
@@ -434,7 +436,8 @@ fn services_config(config: &Config) -> Result<services::Config, Failure> {
 }
 
 fn not_joined(error: anyhow::Error) -> Failure {
-    let hint = error.downcast_ref::<membership::io::JoinRefused>().and_then(|refused| refused.hint()).map(str::to_owned);
+    let hint =
+        error.downcast_ref::<membership::io::JoinRefused>().and_then(|refused| refused.hint()).map(str::to_owned);
     match hint {
         Some(hint) => Failure::from(error).hint(hint),
         None => Failure::from(error),

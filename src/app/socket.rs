@@ -60,7 +60,9 @@ async fn ping(State(view): State<Arc<View>>, UrlPath(to): UrlPath<String>) -> Re
     };
     match view.ping(address).await {
         Ok(pong) => Json(pong).into_response(),
-        Err(why) => refusal(StatusCode::BAD_GATEWAY, &format!("{to} did not answer: {why}"), "wiremesh peers shows its path"),
+        Err(why) => {
+            refusal(StatusCode::BAD_GATEWAY, &format!("{to} did not answer: {why}"), "wiremesh peers shows its path")
+        }
     }
 }
 

@@ -253,9 +253,7 @@ impl View {
         let services = &self.recorder.services;
         let offered = services.offered();
         let occupancy = services.occupancy();
-        let row = |(name, running, waiting)| {
-            json!({ "offered": offered.contains(&name), "name": name, "running": running, "waiting": waiting })
-        };
+        let row = |(name, running, waiting)| json!({ "offered": offered.contains(&name), "name": name, "running": running, "waiting": waiting });
         occupancy.into_iter().map(row).collect()
     }
 

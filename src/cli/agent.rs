@@ -67,11 +67,6 @@ impl Where {
         Ok(read(layers(self)?)?.state_dir)
     }
 
-    /// The whole configuration of the agent that is meant.
-    pub fn config(&self) -> Result<Config, Failure> {
-        read(layers(self)?)
-    }
-
     /// The socket of the agent that is meant.
     pub fn socket(&self) -> Result<PathBuf, Failure> {
         Ok(self.state_dir()?.join(app::SOCKET))

@@ -123,7 +123,9 @@ fn status(value: &Value) -> String {
         .into_iter()
         .flatten()
         .map(|service| match service["offered"] == true {
-            true => format!("{} ({} running, {} waiting)", text(&service["name"]), service["running"], service["waiting"]),
+            true => {
+                format!("{} ({} running, {} waiting)", text(&service["name"]), service["running"], service["waiting"])
+            }
             false => format!("{} (not offered: its upstream does not answer)", text(&service["name"])),
         })
         .collect();
