@@ -76,10 +76,7 @@ async fn main() -> anyhow::Result<()> {
         .route("/status", any(status))
         .fallback(answer)
         .layer(middleware::from_fn_with_state(server.clone(), count));
-    let app = counted
-        .route("/alive", get(async || "alive"))
-        .route("/count", get(executions))
-        .with_state(server);
+    let app = counted.route("/alive", get(async || "alive")).route("/count", get(executions)).with_state(server);
     let listener = tokio::net::TcpListener::bind(arguments.listen).await?;
     axum::serve(listener, app).await?;
     Ok(())

@@ -1,0 +1,505 @@
+//! The agent's configuration: read from a file, the environment and flags into types that cannot be wrong.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use serde::Deserialize;
+use wiremesh_certs::{NodeName, ServiceName, TunnelUrl, WgPublicKey};
+
+use crate::settings::{BadSettings, Layers, Span};
+
+/// Where an agent keeps its keys, certificate and what it remembers, unless told otherwise.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/wiremesh";
+/// Overlay packets of this size fit through any path, with WireGuard around them. QUIC needs 1,200 bytes of payload.
+pub const MIN_OVERLAY_MTU: u16 = 1280;
+
+/// Everything an agent is told by its operator.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Its name in the mesh.
+    pub name: NodeName,
+    /// Where it keeps what must survive a restart.
+    pub state_dir: PathBuf,
+    /// A join token, or the file that holds one. Needed until the agent has joined.
+    pub join_token: Option<JoinTokenSource>,
+    /// Coordinators to try, besides those in the token.
+    pub coordinators: Vec<String>,
+    /// How long answers in flight may take to end when the agent is asked to stop.
+    pub drain_grace: Duration,
+    /// The network of packets.
+    pub overlay: OverlayConfig,
+    /// The table of who offers what.
+    pub dht: DhtConfig,
+    /// Its HTTP listeners.
+    pub api: ApiConfig,
+    /// What it offers.
+    pub services: Vec<ServiceConfig>,
+}
+
+/// Where the join token is.
+#[derive(Clone)]
+pub enum JoinTokenSource {
+    /// In the configuration itself.
+    Text(String),
+    /// In a file of its own.
+    File(PathBuf),
+}
+
+impl std::fmt::Debug for JoinTokenSource {
+    /// Does not show the token.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            JoinTokenSource::Text(_) => f.write_str("Text(…)"),
+            JoinTokenSource::File(path) => write!(f, "File({})", path.display()),
+        }
+    }
+}
+
+/// `[overlay]`
+#[derive(Clone, Debug)]
+pub struct OverlayConfig {
+    /// False: other nodes are reached by their tunnel URLs alone.
+    pub enabled: bool,
+    /// Name of the TUN interface.
+    pub interface: String,
+    /// UDP, both address families.
+    pub listen_port: u16,
+    /// `None`: derived from the underlay.
+    pub mtu: Option<u16>,
+    /// Endpoints others should try first.
+    pub advertise: Vec<SocketAddr>,
+    /// WireGuard peers that are configured by hand and have no certificate.
+    pub peers: Vec<StandardPeer>,
+}
+
+/// `[[overlay.peer]]`: a standard WireGuard peer, believed because the operator of this agent says so.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct StandardPeer {
+    /// Its key.
+    pub public_key: WgPublicKey,
+    /// The inner addresses that are its own.
+    pub allowed: Vec<IpNet>,
+    /// Where it is, if it does not call first.
+    pub endpoint: Option<SocketAddr>,
+    /// How often something is sent to keep a NAT on the way open, in seconds.
+    pub keepalive_secs: Option<u16>,
+}
+
+/// `[dht]`
+#[derive(Clone, Debug)]
+pub struct DhtConfig {
+    /// False: services are found through the coordinator alone.
+    pub enabled: bool,
+    /// UDP, on the overlay address.
+    pub port: u16,
+}
+
+/// `[api]`
+#[derive(Clone, Debug)]
+pub struct ApiConfig {
+    /// For clients on this machine.
+    pub listen: SocketAddr,
+    /// For other nodes, on the overlay address.
+    pub overlay_port: u16,
+    /// Where a public tunnel ends; every request there needs proof.
+    pub ingress: Option<SocketAddr>,
+    /// The public URL that leads to `ingress`.
+    pub tunnel_url: Option<TunnelUrl>,
+    /// The key that clients of `listen` must show.
+    pub key_file: Option<PathBuf>,
+}
+
+/// `[[service]]`
+#[derive(Clone, Debug)]
+pub struct ServiceConfig {
+    /// What others ask for.
+    pub name: ServiceName,
+    /// Where requests go, http.
+    pub upstream: String,
+    /// The path of its health probe.
+    pub health: String,
+    /// What to run, if the agent supervises it.
+    pub command: Vec<String>,
+    /// Requests at once.
+    pub max_concurrency: u32,
+    /// Requests that may wait for their turn.
+    pub queue: u32,
+}
+
+impl Config {
+    /// Reads what was given. `host_name` serves as the name if none was given.
+    pub fn read(layers: Layers, host_name: &str) -> Result<Config, BadSettings> {
+        let file: File = layers.read()?;
+        let name = match file.name {
+            Some(name) => name,
+            None => label_from(host_name).ok_or_else(|| {
+                BadSettings::about(
+                    "name",
+                    format!("not given, and the host name {host_name:?} does not make a DNS label"),
+                )
+            })?,
+        };
+        let join_token = match (file.join_token, file.join_token_file) {
+            (Some(_), Some(_)) => {
+                return Err(BadSettings::about("join_token", "given, and join_token_file too; one is enough"));
+            }
+            (Some(text), None) => Some(JoinTokenSource::Text(text)),
+            (None, Some(path)) => Some(JoinTokenSource::File(path)),
+            (None, None) => None,
+        };
+        for url in &file.coordinators {
+            if !url.starts_with("https://") {
+                return Err(BadSettings::about("coordinators", format!("{url:?} is not an https URL")));
+            }
+        }
+        Ok(Config {
+            name,
+            state_dir: file.state_dir,
+            join_token,
+            coordinators: file.coordinators,
+            drain_grace: file.drain_grace.0,
+            overlay: file.overlay.check()?,
+            dht: DhtConfig { enabled: file.dht.enabled, port: file.dht.port },
+            api: file.api.check()?,
+            services: check_services(file.service)?,
+        })
+    }
+}
+
+/// The file as written. Lives no longer than [`Config::read`].
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    name: Option<NodeName>,
+    state_dir: PathBuf,
+    join_token: Option<String>,
+    join_token_file: Option<PathBuf>,
+    coordinators: Vec<String>,
+    drain_grace: Span,
+    overlay: OverlayFile,
+    dht: DhtFile,
+    api: ApiFile,
+    service: Vec<ServiceFile>,
+}
+
+impl Default for File {
+    fn default() -> File {
+        File {
+            name: None,
+            state_dir: DEFAULT_STATE_DIR.into(),
+            join_token: None,
+            join_token_file: None,
+            coordinators: Vec::new(),
+            drain_grace: Span(Duration::from_secs(30)),
+            overlay: OverlayFile::default(),
+            dht: DhtFile::default(),
+            api: ApiFile::default(),
+            service: Vec::new(),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct OverlayFile {
+    enabled: bool,
+    interface: String,
+    listen_port: u16,
+    mtu: u16,
+    advertise: Vec<SocketAddr>,
+    peer: Vec<PeerFile>,
+}
+
+impl Default for OverlayFile {
+    fn default() -> OverlayFile {
+        OverlayFile {
+            enabled: true,
+            interface: "wiremesh0".to_owned(),
+            listen_port: 51820,
+            mtu: 0,
+            advertise: Vec::new(),
+            peer: Vec::new(),
+        }
+    }
+}
+
+impl OverlayFile {
+    fn check(self) -> Result<OverlayConfig, BadSettings> {
+        let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        if self.interface.is_empty() || self.interface.len() > 15 || !self.interface.bytes().all(good) {
+            return Err(BadSettings::about(
+                "overlay.interface",
+                "an interface name has 1 to 15 letters, digits, '-', '_', '.'",
+            ));
+        }
+        if self.listen_port == 0 {
+            return Err(BadSettings::about("overlay.listen_port", "0 is no port: others must know where to send"));
+        }
+        if self.mtu != 0 && self.mtu < MIN_OVERLAY_MTU {
+            return Err(BadSettings::about("overlay.mtu", "0 (from the underlay) or at least 1280"));
+        }
+        if self.advertise.len() > wiremesh_certs::MAX_ENDPOINTS {
+            return Err(BadSettings::about("overlay.advertise", "at most 8 endpoints fit into a record"));
+        }
+        Ok(OverlayConfig {
+            enabled: self.enabled,
+            interface: self.interface,
+            listen_port: self.listen_port,
+            mtu: (self.mtu != 0).then_some(self.mtu),
+            advertise: self.advertise,
+            peers: self.peer.into_iter().map(PeerFile::check).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PeerFile {
+    public_key: WgPublicKey,
+    address: Addresses,
+    endpoint: Option<SocketAddr>,
+    keepalive: Option<Span>,
+}
+
+/// One address or network, or several.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Addresses {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl PeerFile {
+    fn check(self) -> Result<StandardPeer, BadSettings> {
+        let texts = match self.address {
+            Addresses::One(text) => vec![text],
+            Addresses::Several(texts) => texts,
+        };
+        let network = |text: &String| {
+            text.parse::<IpNet>()
+                .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+                .map_err(|_| BadSettings::about("overlay.peer.address", format!("{text:?} is no address or network")))
+        };
+        let allowed = texts.iter().map(network).collect::<Result<Vec<_>, _>>()?;
+        if allowed.is_empty() {
+            return Err(BadSettings::about("overlay.peer.address", "at least one address is needed"));
+        }
+        let keepalive_secs = match self.keepalive {
+            None => None,
+            Some(Span(keepalive)) => {
+                let seconds = u16::try_from(keepalive.as_secs()).ok().filter(|seconds| *seconds > 0);
+                let bad = || BadSettings::about("overlay.peer.keepalive", "between 1s and 18h");
+                Some(seconds.ok_or_else(bad)?)
+            }
+        };
+        Ok(StandardPeer { public_key: self.public_key, allowed, endpoint: self.endpoint, keepalive_secs })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct DhtFile {
+    enabled: bool,
+    port: u16,
+}
+
+impl Default for DhtFile {
+    fn default() -> DhtFile {
+        DhtFile { enabled: true, port: 8468 }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ApiFile {
+    listen: SocketAddr,
+    overlay_port: u16,
+    ingress: String,
+    tunnel_url: String,
+    key_file: PathBuf,
+    allow_anonymous: bool,
+}
+
+impl Default for ApiFile {
+    fn default() -> ApiFile {
+        ApiFile {
+            listen: (Ipv4Addr::LOCALHOST, 8000).into(),
+            overlay_port: 8000,
+            ingress: String::new(),
+            tunnel_url: String::new(),
+            key_file: PathBuf::new(),
+            allow_anonymous: false,
+        }
+    }
+}
+
+impl ApiFile {
+    fn check(self) -> Result<ApiConfig, BadSettings> {
+        let given = |text: &str| !text.is_empty();
+        let key_file = (!self.key_file.as_os_str().is_empty()).then_some(self.key_file);
+        if !self.listen.ip().is_loopback() && key_file.is_none() && !self.allow_anonymous {
+            return Err(BadSettings::about(
+                "api.listen",
+                "others can reach this address: name a key_file, or say allow_anonymous = true",
+            ));
+        }
+        let ingress = given(&self.ingress)
+            .then(|| self.ingress.parse().map_err(|_| BadSettings::about("api.ingress", "not an address with a port")))
+            .transpose()?;
+        let tunnel_url = given(&self.tunnel_url)
+            .then(|| self.tunnel_url.parse().map_err(|bad| BadSettings::about("api.tunnel_url", bad)))
+            .transpose()?;
+        if tunnel_url.is_some() && ingress.is_none() {
+            return Err(BadSettings::about(
+                "api.tunnel_url",
+                "it must lead somewhere: set api.ingress, \"127.0.0.1:8001\"",
+            ));
+        }
+        Ok(ApiConfig { listen: self.listen, overlay_port: self.overlay_port, ingress, tunnel_url, key_file })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ServiceFile {
+    name: ServiceName,
+    upstream: String,
+    #[serde(default = "root_path")]
+    health: String,
+    #[serde(default)]
+    command: Vec<String>,
+    #[serde(default = "four")]
+    max_concurrency: u32,
+    #[serde(default = "sixteen")]
+    queue: u32,
+}
+
+fn root_path() -> String {
+    "/".to_owned()
+}
+
+fn four() -> u32 {
+    4
+}
+
+fn sixteen() -> u32 {
+    16
+}
+
+fn check_services(services: Vec<ServiceFile>) -> Result<Vec<ServiceConfig>, BadSettings> {
+    if services.len() > wiremesh_certs::MAX_SERVICES {
+        return Err(BadSettings::about("service", "an agent offers at most 16 services"));
+    }
+    let mut names = std::collections::BTreeSet::new();
+    services
+        .into_iter()
+        .map(|service| {
+            let about = |key: &str, what: &str| BadSettings::about(&format!("service.{}.{key}", service.name), what);
+            if !names.insert(service.name.clone()) {
+                return Err(about("name", "this service is there twice"));
+            }
+            let upstream: http::Uri = service.upstream.parse().map_err(|_| about("upstream", "not a URL"))?;
+            if upstream.scheme_str() != Some("http") || upstream.authority().is_none() {
+                return Err(about("upstream", "an http URL is needed: \"http://127.0.0.1:11434\""));
+            }
+            if !service.health.starts_with('/') {
+                return Err(about("health", "a path begins with '/'"));
+            }
+            if service.max_concurrency == 0 {
+                return Err(about("max_concurrency", "at least 1"));
+            }
+            Ok(ServiceConfig {
+                name: service.name,
+                upstream: service.upstream,
+                health: service.health,
+                command: service.command,
+                max_concurrency: service.max_concurrency,
+                queue: service.queue,
+            })
+        })
+        .collect()
+}
+
+/// A host name made into a DNS label: its first label, in lower case, other characters as '-'.
+fn label_from(host_name: &str) -> Option<NodeName> {
+    let label = host_name.split('.').next()?.to_ascii_lowercase();
+    let label: String = label.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
+    NodeName::new(label.trim_matches('-')).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_file_is_a_good_configuration_with_every_option() {
+        let text = include_str!("../deploy/agent.example.toml");
+
+        let config = read(text).unwrap();
+
+        assert_eq!(config.name.as_str(), "worker-gpu-001");
+        assert_eq!(config.services[0].name.as_str(), "llm-inference");
+    }
+
+    #[test]
+    fn nothing_given_is_enough() {
+        let config = Config::read(Layers::new(), "Box_7.example.com").unwrap();
+
+        assert_eq!(config.name.as_str(), "box-7");
+        assert!(config.overlay.enabled && config.dht.enabled);
+        assert!(config.api.listen.ip().is_loopback());
+    }
+
+    #[test]
+    fn each_mistake_is_named() {
+        for (text, expected) in [
+            ("[overlay]\nlisten_prot = 1", "listen_port"),
+            ("[overlay]\nmtu = 1200", "1280"),
+            ("[overlay]\ninterface = \"a-name-that-is-too-long\"", "interface"),
+            ("[api]\nlisten = \"0.0.0.0:8000\"", "key_file"),
+            ("[api]\ntunnel_url = \"https://x.example\"", "ingress"),
+            ("name = \"Not A Label\"", "DNS label"),
+            ("[[service]]\nname = \"a\"\nupstream = \"ftp://x\"", "http URL"),
+            (
+                "[[service]]\nname = \"a\"\nupstream = \"http://x\"\n[[service]]\nname = \"a\"\nupstream = \"http://x\"",
+                "twice",
+            ),
+            ("join_token = \"a\"\njoin_token_file = \"b\"", "one is enough"),
+            ("coordinators = [\"http://x\"]", "https"),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_listener_that_others_reach_needs_a_key_or_consent() {
+        assert!(read("[api]\nlisten = \"0.0.0.0:8000\"\nkey_file = \"/k\"").is_ok());
+        assert!(read("[api]\nlisten = \"0.0.0.0:8000\"\nallow_anonymous = true").is_ok());
+    }
+
+    #[test]
+    fn a_join_token_is_not_shown() {
+        let config = read("join_token = \"wm1.secret\"").unwrap();
+
+        assert!(!format!("{config:?}").contains("secret"));
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file() {
+        let layers = Layers::new().file("x", "name = \"a\"\n[overlay]\nlisten_port = 1").unwrap();
+        let environment = [("WIREMESH_OVERLAY__LISTEN_PORT".to_owned(), "2".to_owned())];
+
+        let config = Config::read(layers.environment(environment, &[]).unwrap(), "host").unwrap();
+
+        assert_eq!(config.overlay.listen_port, 2);
+    }
+
+    fn read(text: &str) -> Result<Config, BadSettings> {
+        Config::read(Layers::new().file("example", text)?, "host")
+    }
+}

@@ -1,0 +1,21 @@
+//! Logs: readable on a terminal, JSON elsewhere; `RUST_LOG` chooses what is said.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
+
+/// What is logged unless `RUST_LOG` says otherwise. The libraries below us are silent about what they can handle.
+const DEFAULT_FILTER: &str = "info,libp2p_kad=warn,libp2p_swarm=warn,quinn=warn,sqlx=warn,netlink_packet_route=error";
+
+/// Starts logging to standard error. Once per process.
+pub fn start() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
+    let registry = tracing_subscriber::registry().with(filter);
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    // A second start in one process (tests) changes nothing.
+    let _ = if std::io::stderr().is_terminal() {
+        registry.with(layer.with_target(false)).try_init()
+    } else {
+        registry.with(layer.json().flatten_event(true)).try_init()
+    };
+}
