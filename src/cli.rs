@@ -1,6 +1,7 @@
 //! The commands of `wiremesh`, one file each.
 
 mod agent;
+mod cert;
 pub mod demo;
 pub mod failure;
 mod ping;
@@ -40,6 +41,7 @@ enum Command {
     /// Lists the services that this machine's agent knows of, and who offers them
     Services(view::Args),
     Ping(ping::Args),
+    Cert(cert::Args),
     /// Prints completions for a shell
     Completions {
         /// Which shell
@@ -79,6 +81,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         // Before there are threads: it makes namespaces for the whole process.
         Command::Demo(args) => Ok(demo::run(&args)?),
         Command::DemoService(args) => done(demo::service::run(&args)?),
+        Command::Cert(args) => Ok(cert::run(&args)),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "wiremesh", &mut io::stdout());
             done(())
@@ -96,7 +99,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Peers(args) => view::run(View::Peers, &args, out).await,
         Command::Services(args) => view::run(View::Services, &args, out).await,
         Command::Ping(args) => ping::run(&args, out).await,
-        Command::Demo(_) | Command::DemoService(_) | Command::Completions { .. } | Command::Manual { .. } => {
+        Command::Demo(_) | Command::DemoService(_) | Command::Cert(_) | Command::Completions { .. } | Command::Manual { .. } => {
             Err(Failure::from(anyhow::anyhow!("this command runs without a runtime")))
         }
     }
