@@ -11,8 +11,19 @@ const MAY_USE: &[(&str, &[&str])] = &[
 ];
 
 /// Words that only files called `io.rs` or under `io/` may contain.
-const WORLD: &[&str] =
-    &["tokio", "clock::", "std::fs", "std::env", "UdpSocket", "TcpStream", "axum", "reqwest", "quinn::", "sqlx", ".await"];
+const WORLD: &[&str] = &[
+    "tokio",
+    "clock::",
+    "std::fs",
+    "std::env",
+    "UdpSocket",
+    "TcpStream",
+    "axum",
+    "reqwest",
+    "quinn::",
+    "sqlx",
+    ".await",
+];
 
 #[test]
 fn no_part_names_another_than_it_may() {

@@ -9,10 +9,21 @@
 //!   └───────────┴────── wiremesh-certs · api · clock · task · backoff ──────┘
 //! ```
 
+pub mod api;
+pub mod app;
 pub mod backoff;
+pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod coordinator;
+pub mod directory;
+#[cfg(test)]
+mod layers;
+pub mod membership;
 pub mod overlay;
+pub mod router;
 pub mod sandbox;
+pub mod services;
 pub mod settings;
 pub mod task;
+pub mod telemetry;

@@ -22,6 +22,6 @@ mod namespace;
 mod network;
 
 pub use cut::{Cut, Traffic};
-pub use enter::{Entered, Refused, enter, scratch, spawn};
+pub use enter::{Entered, Refused, enter, on_signal, scratch, spawn};
 pub use namespace::Namespace;
 pub use network::{Network, Node};

@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::{EnvFilter, fmt::time::UtcTime, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// What is logged unless `RUST_LOG` says otherwise. The libraries below us are silent about what they can handle.
 const DEFAULT_FILTER: &str = "info,libp2p_kad=warn,libp2p_swarm=warn,quinn=warn,sqlx=warn,netlink_packet_route=error";
@@ -16,6 +16,6 @@ pub fn start() {
     let _ = if std::io::stderr().is_terminal() {
         registry.with(layer.with_target(false)).try_init()
     } else {
-        registry.with(layer.with_timer(UtcTime::rfc_3339()).json().flatten_event(true)).try_init()
+        registry.with(layer.json().flatten_event(true)).try_init()
     };
 }

@@ -13,8 +13,8 @@ use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use crate::{
-    AllowedServices, CaCertificate, Chain, GroupName, IdentityKey, MeshName, NodeId, NodeName, OverlayIp, Serial,
-    ServiceName, SignError, Signed, UnixTime, WgPublicKey,
+    AllowedServices, CaCertificate, Chain, GroupName, IdentityKey, MeshName, NodeId, NodeName, OverlayIp, Refused,
+    Serial, ServiceName, SignError, Signed, Trust, UnixTime, WgPublicKey,
     certificate::{self, BadCertificate, COORDINATOR_NAME, MAX_GROUPS, MAX_SERVICES, oid},
     keys::BadKey,
     revocation::RevocationList,
@@ -87,6 +87,23 @@ pub enum IssueError {
     /// Too short to be of use.
     #[error("a certificate must live at least {} s", MIN_LIFETIME.as_secs())]
     TooShort,
+    /// A network that no mesh can live in.
+    #[error("{0} is no network for a mesh: it needs a prefix of at least 8 bits, and room for two nodes")]
+    UnfitNetwork(IpNet),
+    /// The network's own address, or the one that means all of its nodes.
+    #[error("{address} is not an address for a node: it is the first or last of {network}")]
+    ReservedAddress {
+        /// What was asked for.
+        address: OverlayIp,
+        /// Of which network.
+        network: IpNet,
+    },
+    /// A key that nobody can have alone.
+    #[error("the {0} key is weak: anybody could speak for it")]
+    WeakKey(&'static str),
+    /// The authority's own certificate is such that nobody would believe what it signs.
+    #[error("what this authority signs would be refused: {0}")]
+    WouldBeRefused(Box<Refused>),
     /// A key or network the X.509 library will not encode.
     #[error("could not be encoded: {0}")]
     Encoding(String),
@@ -116,11 +133,18 @@ pub struct Authority {
 impl Authority {
     /// A new authority, self-signed. `rng` must be a cryptographic one.
     pub fn create(parameters: &CaParameters, now: UnixTime, rng: &mut impl RngCore) -> Result<Authority, IssueError> {
+        let network = parameters.network.trunc();
+        let host_bits = network.max_prefix_len() - network.prefix_len();
+        if network.prefix_len() < 8 || host_bits < 2 {
+            return Err(IssueError::UnfitNetwork(network));
+        }
+        if parameters.lifetime < MIN_LIFETIME {
+            return Err(IssueError::TooShort);
+        }
         let key = IdentityKey::generate(rng);
         let mut subject = DistinguishedName::new();
         subject.push(DnType::OrganizationName, "wiremesh");
         subject.push(DnType::CommonName, parameters.mesh.as_str());
-        let network = parameters.network.trunc();
         let mut params = CertificateParams::default();
         params.serial_number = Some(random_serial(rng));
         params.not_before = moment(now.minus(BACKDATED))?;
@@ -161,7 +185,10 @@ impl Authority {
         self.key.to_pkcs8_pem()
     }
 
-    /// A certificate for a node. The claims are the caller's to believe; the authority's own limits are checked here.
+    /// A certificate for a node, with this authority's own above it if it is an intermediate. The claims are the
+    /// caller's to believe; the authority's own limits are checked here.
+    ///
+    /// **Invariant:** what is issued, [`Trust::verify`] believes.
     pub fn issue(&self, claims: &Claims, now: UnixTime, rng: &mut impl RngCore) -> Result<Chain, IssueError> {
         self.check(claims, now)?;
         let mesh = self.certificate.mesh();
@@ -190,7 +217,13 @@ impl Authority {
         if der.len() > MAX_NODE_CERTIFICATE_BYTES {
             return Err(IssueError::TooLarge("more than 720 bytes"));
         }
-        Chain::from_ders(vec![der]).map_err(|bad| IssueError::Encoding(bad.to_string()))
+        let mut ders = vec![der];
+        if !self.certificate.is_root() {
+            ders.push(self.certificate.der().to_vec());
+        }
+        let chain = Chain::from_ders(ders).map_err(|bad| IssueError::Encoding(bad.to_string()))?;
+        let believed = Trust::new(self.certificate.clone()).verify(&chain, now);
+        believed.map(|_| chain).map_err(|refused| IssueError::WouldBeRefused(Box::new(refused)))
     }
 
     /// A TLS certificate for the coordinator itself: its chain (root included, so that a client that knows only the
@@ -228,6 +261,15 @@ impl Authority {
         let network = self.certificate.network();
         if !network.contains(&claims.address.0) {
             return Err(IssueError::OutsideNetwork { address: claims.address, network });
+        }
+        if !certificate::is_host_in(claims.address, &network) {
+            return Err(IssueError::ReservedAddress { address: claims.address, network });
+        }
+        if !claims.identity.is_sound() {
+            return Err(IssueError::WeakKey("identity"));
+        }
+        if !claims.wg.is_sound() {
+            return Err(IssueError::WeakKey("WireGuard"));
         }
         if claims.name.as_str() == COORDINATOR_NAME {
             return Err(IssueError::ReservedName);

@@ -13,15 +13,22 @@
 //! | name constraints | network, `mesh.internal` | the same | none | none |
 //! | private extensions | none | none | [`oid::WIREGUARD_KEY`], [`oid::GROUPS`], [`oid::SERVICES`] | none |
 
-use std::{fmt, net::IpAddr, sync::Arc};
+mod fields;
+
+use std::{fmt, sync::Arc};
 
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 use x509_parser::{
     extensions::{GeneralName, ParsedExtension},
     prelude::{FromDer, X509Certificate},
-    x509::{SubjectPublicKeyInfo, X509Name},
 };
+
+use fields::{
+    DIGITAL_SIGNATURE, alternative_names, certificates_in, constrained_network, for_each_extension, is_ed25519,
+    is_for_server, name_list, serial, to_pem,
+};
+pub(crate) use fields::{common_name, ed25519_key, ed25519_signature, encode_name_list, is, is_host_in};
 
 use crate::{
     Fingerprint, GroupName, MeshName, NodeId, NodeName, OverlayIp, Serial, ServiceName, UnixTime, WgPublicKey, keys,
@@ -31,6 +38,8 @@ use crate::{
 pub const MAX_CERTIFICATE_BYTES: usize = 2048;
 /// Node certificate and intermediates, without the root.
 pub const MAX_CHAIN: usize = 3;
+/// A chain in PEM, with room for comments around it.
+pub const MAX_PEM_BYTES: usize = 64 * 1024;
 /// Of one node.
 pub const MAX_GROUPS: usize = 8;
 /// Of one node.
@@ -145,6 +154,9 @@ impl<'a> Outline<'a> {
         if parsed.version().0 != 2 {
             return Err(BadCertificate("not X.509 version 3"));
         }
+        if parsed.tbs_certificate.issuer_uid.is_some() || parsed.tbs_certificate.subject_uid.is_some() {
+            return Err(BadCertificate("a unique identifier, which no certificate of ours has"));
+        }
         if parsed.signature_algorithm != parsed.tbs_certificate.signature {
             return Err(BadCertificate("two different signature algorithms"));
         }
@@ -171,6 +183,13 @@ impl<'a> Outline<'a> {
     }
 }
 
+impl<'a> Outline<'a> {
+    /// The common name of whoever signed it, as it claims.
+    pub fn issuer_name(&self) -> Option<&str> {
+        common_name(self.parsed.issuer()).ok()
+    }
+}
+
 /// What a node's certificate claims.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct NodeClaims {
@@ -194,10 +213,10 @@ impl NodeClaims {
         for_each_extension(&outline.parsed, |extension| {
             match extension.parsed_extension() {
                 ParsedExtension::SubjectAlternativeName(san) => names = Some(alternative_names(&san.general_names)?),
-                ParsedExtension::KeyUsage(key_usage) => {
-                    usage = key_usage.digital_signature() && !key_usage.key_cert_sign()
+                ParsedExtension::KeyUsage(key_usage) => usage = key_usage.flags == DIGITAL_SIGNATURE,
+                ParsedExtension::ExtendedKeyUsage(found) => {
+                    extended_usage = is_for_server(found) && found.client_auth;
                 }
-                ParsedExtension::ExtendedKeyUsage(usage) => extended_usage = usage.client_auth && usage.server_auth,
                 ParsedExtension::AuthorityKeyIdentifier(_) => {}
                 ParsedExtension::UnsupportedExtension { .. } => {
                     if is(&extension.oid, oid::WIREGUARD_KEY) {
@@ -205,6 +224,9 @@ impl NodeClaims {
                             .value
                             .try_into()
                             .map_err(|_| BadCertificate("its WireGuard key is not 32 bytes"))?;
+                        if !WgPublicKey(bytes).is_sound() {
+                            return Err(BadCertificate("its WireGuard key is weak: anybody could speak for it"));
+                        }
                         wg = Some(WgPublicKey(bytes));
                     } else if is(&extension.oid, oid::GROUPS) {
                         groups = Some(name_list(extension.value, MAX_GROUPS)?);
@@ -252,11 +274,10 @@ pub(crate) fn is_coordinator_tls(outline: &Outline<'_>, mesh: &MeshName) -> Resu
             ParsedExtension::SubjectAlternativeName(san) => {
                 named = matches!(san.general_names.as_slice(), [GeneralName::DNSName(name)] if *name == expected);
             }
-            ParsedExtension::ExtendedKeyUsage(usage) => server = usage.server_auth && !usage.client_auth,
-            ParsedExtension::KeyUsage(usage) if usage.key_cert_sign() => {
-                return Err(BadCertificate("its key usage does not fit a server"));
-            }
-            ParsedExtension::KeyUsage(_) | ParsedExtension::AuthorityKeyIdentifier(_) => {}
+            ParsedExtension::ExtendedKeyUsage(found) => server = is_for_server(found) && !found.client_auth,
+            ParsedExtension::KeyUsage(usage) if usage.flags == DIGITAL_SIGNATURE => {}
+            ParsedExtension::KeyUsage(_) => return Err(BadCertificate("its key usage does not fit a server")),
+            ParsedExtension::AuthorityKeyIdentifier(_) => {}
             _ => return Err(BadCertificate("an extension that a coordinator's certificate does not have")),
         }
         Ok(())
@@ -265,6 +286,15 @@ pub(crate) fn is_coordinator_tls(outline: &Outline<'_>, mesh: &MeshName) -> Resu
         return Err(BadCertificate("not a coordinator's"));
     }
     Ok(())
+}
+
+/// Of which mesh's coordinator this is the TLS certificate, if it is one.
+pub(crate) fn coordinator_mesh(outline: &Outline<'_>) -> Option<MeshName> {
+    let names = outline.parsed.subject_alternative_name().ok()??;
+    let [GeneralName::DNSName(name)] = names.value.general_names.as_slice() else { return None };
+    let mesh = name.strip_prefix(COORDINATOR_NAME)?.strip_prefix('.')?.strip_suffix(".internal")?;
+    let mesh = MeshName::new(mesh).ok()?;
+    is_coordinator_tls(outline, &mesh).is_ok().then_some(mesh)
 }
 
 /// The name in a coordinator's TLS certificate, whatever address it is reached at.
@@ -385,188 +415,13 @@ impl CaCertificate {
         self.0.not_after
     }
 
+    /// Whether it signed itself: a root. An intermediate is believed only through one.
+    pub fn is_root(&self) -> bool {
+        Outline::parse(&self.0.der).is_ok_and(|outline| outline.is_issued_by(&outline))
+    }
+
     /// How many authorities may stand between this one and a node; `None`: any number.
     pub(crate) fn path_length(&self) -> Option<u32> {
         self.0.path_length
     }
-}
-
-fn for_each_extension<'a>(
-    certificate: &'a X509Certificate<'a>,
-    mut visit: impl FnMut(&'a x509_parser::prelude::X509Extension<'a>) -> Result<(), BadCertificate>,
-) -> Result<(), BadCertificate> {
-    // `extensions_map` refuses duplicates.
-    certificate.tbs_certificate.extensions_map().map_err(|_| BadCertificate("the same extension twice"))?;
-    certificate.extensions().iter().try_for_each(|extension| {
-        if extension.parsed_extension().error().is_some() {
-            return Err(BadCertificate("an extension that cannot be read"));
-        }
-        visit(extension)
-    })
-}
-
-/// The overlay address, DNS name and URI of a node: exactly one each, and of one mind.
-fn alternative_names(names: &[GeneralName<'_>]) -> Result<(MeshName, NodeName, OverlayIp), BadCertificate> {
-    let (mut address, mut dns, mut uri) = (None, None, None);
-    for name in names {
-        let duplicate = match name {
-            GeneralName::IPAddress(bytes) => {
-                let ip = match bytes.len() {
-                    4 => <[u8; 4]>::try_from(*bytes).map(IpAddr::from).ok(),
-                    16 => <[u8; 16]>::try_from(*bytes).map(IpAddr::from).ok(),
-                    _ => None,
-                };
-                address.replace(ip.ok_or(BadCertificate("an address of neither 4 nor 16 bytes"))?).is_some()
-            }
-            GeneralName::DNSName(name) => dns.replace(*name).is_some(),
-            GeneralName::URI(name) => uri.replace(*name).is_some(),
-            _ => return Err(BadCertificate("an alternative name that is no address, DNS name or URI")),
-        };
-        if duplicate {
-            return Err(BadCertificate("two alternative names of one kind"));
-        }
-    }
-    let (Some(address), Some(dns), Some(uri)) = (address, dns, uri) else {
-        return Err(BadCertificate("an alternative name is missing: address, DNS name and URI are all needed"));
-    };
-    let (mesh, name) = uri
-        .strip_prefix("wiremesh://")
-        .and_then(|rest| rest.split_once('/'))
-        .ok_or(BadCertificate("its URI is not wiremesh://MESH/NAME"))?;
-    let mesh = MeshName::new(mesh).map_err(|_| BadCertificate("its URI has no good mesh name"))?;
-    let name = NodeName::new(name).map_err(|_| BadCertificate("its URI has no good node name"))?;
-    if dns != format!("{name}.{mesh}.internal") {
-        return Err(BadCertificate("its DNS name and its URI differ"));
-    }
-    Ok((mesh, name, OverlayIp(address)))
-}
-
-fn constrained_network(
-    constraints: &x509_parser::extensions::NameConstraints<'_>,
-    mesh: &MeshName,
-) -> Result<Option<IpNet>, BadCertificate> {
-    if constraints.excluded_subtrees.is_some() {
-        return Err(BadCertificate("excluded subtrees in its name constraints"));
-    }
-    let (mut network, mut domain) = (None, false);
-    for subtree in constraints.permitted_subtrees.iter().flatten() {
-        match &subtree.base {
-            GeneralName::IPAddress(bytes) if network.is_none() => network = Some(address_and_mask(bytes)?),
-            GeneralName::DNSName(name) if *name == format!("{mesh}.internal") => domain = true,
-            _ => return Err(BadCertificate("name constraints of another form than one network and MESH.internal")),
-        }
-    }
-    if !domain {
-        return Err(BadCertificate("name constraints without MESH.internal"));
-    }
-    Ok(network)
-}
-
-/// RFC 5280, section 4.2.1.10: address and mask, 8 or 32 bytes.
-fn address_and_mask(bytes: &[u8]) -> Result<IpNet, BadCertificate> {
-    let bad = BadCertificate("a network in its name constraints that is none");
-    let (address, mask): (IpAddr, IpAddr) = match bytes.len() {
-        8 => {
-            let (address, mask) = bytes.split_at(4);
-            match (<[u8; 4]>::try_from(address), <[u8; 4]>::try_from(mask)) {
-                (Ok(address), Ok(mask)) => (address.into(), mask.into()),
-                _ => return Err(bad),
-            }
-        }
-        32 => {
-            let (address, mask) = bytes.split_at(16);
-            match (<[u8; 16]>::try_from(address), <[u8; 16]>::try_from(mask)) {
-                (Ok(address), Ok(mask)) => (address.into(), mask.into()),
-                _ => return Err(bad),
-            }
-        }
-        _ => return Err(bad),
-    };
-    IpNet::with_netmask(address, mask).map(|network| network.trunc()).map_err(|_| bad)
-}
-
-fn name_list<T: std::str::FromStr>(der: &[u8], limit: usize) -> Result<Vec<T>, BadCertificate> {
-    let bad = || BadCertificate("a private extension that is no list of names");
-    let texts: Vec<String> =
-        yasna::parse_der(der, |reader| reader.collect_sequence_of(|name| name.read_utf8string())).map_err(|_| bad())?;
-    if texts.len() > limit {
-        return Err(BadCertificate("too many groups or services"));
-    }
-    texts.iter().map(|text| text.parse().map_err(|_| bad())).collect()
-}
-
-pub(crate) fn encode_name_list<T: AsRef<str>>(names: &[T]) -> Vec<u8> {
-    yasna::construct_der(|writer| {
-        writer.write_sequence_of(|writer| {
-            for name in names {
-                writer.next().write_utf8_string(name.as_ref());
-            }
-        });
-    })
-}
-
-pub(crate) fn common_name<'a>(name: &'a X509Name<'_>) -> Result<&'a str, BadCertificate> {
-    let mut names = name.iter_common_name();
-    let first = names.next().and_then(|attribute| attribute.as_str().ok());
-    match (first, names.next()) {
-        (Some(name), None) => Ok(name),
-        _ => Err(BadCertificate("its subject has not exactly one common name")),
-    }
-}
-
-pub(crate) fn ed25519_key(key: &SubjectPublicKeyInfo<'_>) -> Result<NodeId, BadCertificate> {
-    if !is_ed25519(&key.algorithm.algorithm) {
-        return Err(BadCertificate("its key is not Ed25519"));
-    }
-    let bytes = key.subject_public_key.data.as_ref();
-    bytes.try_into().map(NodeId).map_err(|_| BadCertificate("its key is not 32 bytes"))
-}
-
-/// The signature of a certificate or request, if what follows its signed part is exactly an Ed25519 algorithm
-/// identifier and a bit string of 64 bytes. Those bytes are not themselves signed: only one form of them is accepted,
-/// or the same certificate could be shown under many fingerprints.
-pub(crate) fn ed25519_signature<'a>(der: &'a [u8], signed_part: &[u8]) -> Option<&'a [u8]> {
-    const ALGORITHM_AND_BIT_STRING: [u8; 10] = [0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x41, 0x00];
-    let (rest, signature) = der.split_last_chunk::<64>()?;
-    let rest = rest.strip_suffix(&ALGORITHM_AND_BIT_STRING)?;
-    rest.ends_with(signed_part).then_some(signature)
-}
-
-pub(crate) fn is_ed25519(oid: &x509_parser::der_parser::oid::Oid<'_>) -> bool {
-    is(oid, &[1, 3, 101, 112])
-}
-
-pub(crate) fn is(oid: &x509_parser::der_parser::oid::Oid<'_>, arcs: &[u64]) -> bool {
-    oid.iter().is_some_and(|found| found.eq(arcs.iter().copied()))
-}
-
-fn serial(raw: &[u8]) -> Result<Serial, BadCertificate> {
-    let digits = raw.strip_prefix(&[0]).unwrap_or(raw);
-    if digits.is_empty() || digits.len() > 16 {
-        return Err(BadCertificate("a serial number of more than 128 bits"));
-    }
-    let mut bytes = [0; 16];
-    bytes[16 - digits.len()..].copy_from_slice(digits);
-    Ok(Serial(bytes))
-}
-
-fn certificates_in(text: &str) -> Result<Vec<Vec<u8>>, BadCertificate> {
-    let blocks = pem::parse_many(text).map_err(|_| BadCertificate("not PEM"))?;
-    if blocks.is_empty() {
-        return Err(BadCertificate("no CERTIFICATE block in it"));
-    }
-    blocks
-        .into_iter()
-        .map(|block| match block.tag() {
-            "CERTIFICATE" => Ok(block.into_contents()),
-            _ => Err(BadCertificate("a PEM block that is no CERTIFICATE")),
-        })
-        .collect()
-}
-
-fn to_pem(der: &[u8]) -> String {
-    pem::encode_config(
-        &pem::Pem::new("CERTIFICATE", der),
-        pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF),
-    )
 }

@@ -12,6 +12,9 @@ use zeroize::Zeroizing;
 /// Larger than any key, certificate chain, record list or revocation list.
 pub const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
 
+/// Larger than any private key or join token.
+pub const MAX_SECRET_BYTES: u64 = 16 * 1024;
+
 /// A file could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
@@ -21,7 +24,7 @@ pub enum FileError {
     /// There is none.
     #[error("{path} does not exist", path = .0.display())]
     Missing(PathBuf),
-    /// Beyond [`MAX_FILE_BYTES`], or not UTF-8 where text is expected.
+    /// Beyond its limit, or not UTF-8 where text is expected.
     #[error("{path} is not a file of this kind ({why})", path = .0.display(), why = .1)]
     Unsuitable(PathBuf, &'static str),
     /// The operating system refused.
@@ -67,14 +70,18 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     let temporary = path.with_file_name(temporary);
     let _ = fs::remove_file(&temporary);
     create(&temporary, bytes, mode)?;
-    fs::rename(&temporary, path).map_err(FileError::of(path))?;
+    fs::rename(&temporary, path).map_err(|error| {
+        let _ = fs::remove_file(&temporary);
+        FileError::of(path)(error)
+    })?;
     sync_directory(path)
 }
 
 /// A secret text file. Zeroed when dropped.
 pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, FileError> {
-    let mut bytes = Zeroizing::new(Vec::with_capacity(4096));
-    read_into(path, MAX_FILE_BYTES, &mut bytes)?;
+    // With all the room it may need from the start: a buffer that grows leaves its old contents behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_SECRET_BYTES as usize + 64));
+    read_into(path, MAX_SECRET_BYTES, &mut bytes)?;
     let text = std::str::from_utf8(&bytes).map_err(|_| FileError::Unsuitable(path.to_owned(), "not text"))?;
     Ok(Zeroizing::new(text.to_owned()))
 }

@@ -100,6 +100,30 @@ pub(crate) fn is_signed_by(signer: &NodeId, message: &[u8], signature: &[u8]) ->
     key.verify_strict(message, &signature).is_ok()
 }
 
+impl NodeId {
+    /// Whether it is a key that somebody can have: a point of the curve, and none of the few of small order, whose
+    /// signatures anybody could make.
+    pub fn is_sound(&self) -> bool {
+        VerifyingKey::from_bytes(&self.0).is_ok_and(|key| !key.is_weak())
+    }
+}
+
+impl WgPublicKey {
+    /// Whether it is a key that somebody can have: in its one encoding (RFC 7748, section 5, lets several bytes mean
+    /// one point), and none of the few points with which every key agrees on zero.
+    pub fn is_sound(&self) -> bool {
+        let key = &self.0;
+        // 2^255 - 19 and above, little-endian.
+        let beyond_the_field = key[31] == 0x7f && key[1..31].iter().all(|byte| *byte == 0xff) && key[0] >= 0xed;
+        if key[31] > 0x7f || beyond_the_field {
+            return false;
+        }
+        // Any clamped scalar is a multiple of 8, and takes a point of small order to zero.
+        let anybody = x25519_dalek::StaticSecret::from([8; 32]);
+        anybody.diffie_hellman(&x25519_dalek::PublicKey::from(*key)).was_contributory()
+    }
+}
+
 /// A node's X25519 key for WireGuard.
 pub struct WgPrivateKey(Zeroizing<[u8; 32]>);
 
@@ -180,6 +204,32 @@ mod tests {
         let expected = hex::decode("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a").unwrap();
 
         assert_eq!(alice.public().0.to_vec(), expected);
+    }
+
+    #[test]
+    fn keys_that_anybody_could_speak_for_are_not_sound() {
+        // Points of small order and second encodings: RFC 7748, and https://cr.yp.to/ecdh.html#validate.
+        let weak_wireguard = [
+            "0000000000000000000000000000000000000000000000000000000000000000",
+            "0100000000000000000000000000000000000000000000000000000000000000",
+            "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
+            "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",
+            "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+            "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+            "f6ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+            "0900000000000000000000000000000000000000000000000000000000000080",
+        ];
+        for text in weak_wireguard {
+            let bytes = hex::decode(text).unwrap();
+            assert!(!WgPublicKey(bytes.try_into().unwrap()).is_sound(), "{text}");
+        }
+        let mut identity_point = [0; 32];
+        identity_point[0] = 1;
+        assert!(!NodeId(identity_point).is_sound());
+        assert!(!NodeId([0; 32]).is_sound());
+
+        assert!(WgPrivateKey::generate(&mut rand::rng()).public().is_sound());
+        assert!(IdentityKey::generate(&mut rand::rng()).id().is_sound());
     }
 
     #[test]

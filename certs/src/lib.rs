@@ -9,6 +9,7 @@
 
 mod authority;
 mod certificate;
+pub mod cli;
 pub mod files;
 mod ids;
 mod keys;
@@ -42,4 +43,4 @@ pub use revocation::{MAX_REVOCATIONS, RevocationList, SignedRevocations};
 pub use signed::{BadEnvelope, Payload, SignError, Signed};
 pub use time::UnixTime;
 pub use token::{BadToken, JoinToken, MAX_TOKEN_BYTES, MAX_URLS, hash_of_secret};
-pub use trust::{Opened, Refused, Trust, TrustStore, Verified};
+pub use trust::{Check, Opened, Refused, Trust, TrustStore, Verified};

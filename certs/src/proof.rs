@@ -79,12 +79,14 @@ pub struct ProofChecker {
     seen: BTreeSet<[u8; 16]>,
     /// When which nonces may be forgotten.
     ending: BTreeMap<UnixTime, Vec<[u8; 16]>>,
+    /// The latest end of a proof that was forgotten. Should the clock be set back, those up to here stay refused.
+    forgotten_until: UnixTime,
 }
 
 impl ProofChecker {
     /// For proofs addressed to `audience`.
     pub fn new(audience: String) -> ProofChecker {
-        ProofChecker { audience, seen: BTreeSet::new(), ending: BTreeMap::new() }
+        ProofChecker { audience, seen: BTreeSet::new(), ending: BTreeMap::new(), forgotten_until: UnixTime(0) }
     }
 
     /// Who sends the request `method path`, if the `authorization` header proves it.
@@ -115,12 +117,16 @@ impl ProofChecker {
         if now.0.abs_diff(proof.issued_at.0) > PROOF_LIFE.as_secs() {
             return Err(Refused::StaleProof { issued_at: proof.issued_at, now });
         }
+        if proof.issued_at.plus(PROOF_LIFE) <= self.forgotten_until {
+            return Err(Refused::StaleProof { issued_at: proof.issued_at, now });
+        }
         self.remember(proof.nonce, proof.issued_at, now)?;
         Ok(opened.by)
     }
 
     fn remember(&mut self, nonce: [u8; 16], issued_at: UnixTime, now: UnixTime) -> Result<(), Refused> {
         while let Some(entry) = self.ending.first_entry().filter(|entry| *entry.key() < now) {
+            self.forgotten_until = self.forgotten_until.max(*entry.key());
             for ended in entry.remove() {
                 self.seen.remove(&ended);
             }

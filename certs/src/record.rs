@@ -65,9 +65,10 @@ pub struct NodeRecord {
 }
 
 impl NodeRecord {
-    /// Whether the record still answers for its node's services.
+    /// Whether the record answers for its node's services: not yet over, and not from a future in which it would
+    /// outlive its node by as much as that node's clock is ahead.
     pub fn is_fresh_at(&self, now: UnixTime) -> bool {
-        now < self.expires_at
+        now < self.expires_at && self.expires_at <= now.plus(MAX_RECORD_LIFE)
     }
 }
 
@@ -83,7 +84,7 @@ impl Payload for NodeRecord {
             return Err("more than 16 services");
         }
         let life = self.expires_at.0.saturating_sub(self.sequence / 1000);
-        if life > MAX_RECORD_LIFE_SECS {
+        if life > MAX_RECORD_LIFE.as_secs() {
             return Err("a life of more than ten minutes");
         }
         Ok(())
@@ -91,7 +92,7 @@ impl Payload for NodeRecord {
 }
 
 /// No record may ask to be believed for longer than this after it was published.
-const MAX_RECORD_LIFE_SECS: u64 = 600;
+const MAX_RECORD_LIFE: Duration = Duration::from_secs(600);
 
 /// How busy a node is, in percent of what it can take.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Encode, Eq, Ord, PartialEq, PartialOrd, Serialize)]
@@ -253,6 +254,26 @@ mod tests {
         assert_eq!(Load::from_share(-1.0).percent(), 0);
         assert_eq!(Load::from_share(7.0).percent(), 100);
         assert_eq!(Load::from_share(f64::NAN).percent(), 100);
+    }
+
+    #[test]
+    fn a_record_from_the_future_is_as_little_fresh_as_one_of_the_past() {
+        let now = UnixTime(1_800_000_000);
+        let made_at = |at: UnixTime| NodeRecord {
+            sequence: at.0 * 1000,
+            expires_at: at.plus(RECORD_LIFE),
+            endpoints: Vec::new(),
+            services: Vec::new(),
+            load: Load::default(),
+            tunnel_url: None,
+            overlay: true,
+        };
+
+        assert!(made_at(now).is_fresh_at(now));
+        assert!(made_at(now.plus(Duration::from_secs(300))).is_fresh_at(now));
+        assert!(!made_at(now.minus(RECORD_LIFE)).is_fresh_at(now));
+        assert!(!made_at(now.plus(Duration::from_secs(3600))).is_fresh_at(now));
+        assert!(!made_at(UnixTime(u64::MAX / 1000 - 1)).is_fresh_at(now));
     }
 
     #[test]

@@ -69,14 +69,21 @@ impl CertificateRequest {
         let name = NodeName::new(name).map_err(|_| BadRequest("its common name is not a DNS label"))?;
         let mut wg = None;
         for attribute in info.iter_attributes() {
-            let ParsedCriAttribute::ExtensionRequest(requested) = attribute.parsed_attribute() else { continue };
+            let ParsedCriAttribute::ExtensionRequest(requested) = attribute.parsed_attribute() else {
+                return Err(BadRequest("an attribute that asks for something else than extensions"));
+            };
             for extension in &requested.extensions {
-                if is(&extension.oid, oid::WIREGUARD_KEY) {
-                    let bytes =
-                        extension.value.try_into().map_err(|_| BadRequest("its WireGuard key is not 32 bytes"))?;
-                    wg = Some(WgPublicKey(bytes));
+                if !is(&extension.oid, oid::WIREGUARD_KEY) {
+                    return Err(BadRequest("it asks for an extension that a node does not choose"));
+                }
+                let bytes = extension.value.try_into().map_err(|_| BadRequest("its WireGuard key is not 32 bytes"))?;
+                if wg.replace(WgPublicKey(bytes)).is_some() {
+                    return Err(BadRequest("two WireGuard keys"));
                 }
             }
+        }
+        if wg.is_some_and(|wg| !wg.is_sound()) {
+            return Err(BadRequest("its WireGuard key is weak: anybody could speak for it"));
         }
         Ok(CertificateRequest { identity, name, wg: wg.ok_or(BadRequest("no WireGuard key in it"))? })
     }

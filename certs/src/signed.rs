@@ -14,13 +14,15 @@ use std::{fmt, marker::PhantomData, sync::Arc};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use coset::{CborSerializable, CoseSign1, CoseSign1Builder, HeaderBuilder, cbor::Value, iana};
-use minicbor::{Decode, Encode};
+use minicbor::{Decode, Decoder, Encode, data::Type};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::{Chain, IdentityKey};
+use crate::{Chain, IdentityKey, MAX_CERTIFICATE_BYTES, MAX_CHAIN};
 
 /// COSE header parameter "x5chain" (RFC 9360).
 const X5CHAIN: i64 = 33;
+/// The longest chain, and room for what stands around it.
+const MAX_HEADER_BYTES: usize = MAX_CHAIN * MAX_CERTIFICATE_BYTES + 64;
 
 /// What can be signed. `DOMAIN` tells its type apart from all others, in the signature itself.
 pub trait Payload: Encode<()> + for<'b> Decode<'b, ()> {
@@ -108,10 +110,8 @@ impl<T: Payload> Signed<T> {
 
     /// Takes the envelope apart. Nothing is believed yet.
     pub(crate) fn take_apart(&self) -> Result<TakenApart<T>, BadEnvelope> {
-        let envelope = CoseSign1::from_slice(&self.bytes).map_err(|_| BadEnvelope("not COSE_Sign1"))?;
-        if !envelope.unprotected.is_empty() {
-            return Err(BadEnvelope("an unprotected header"));
-        }
+        check_outline(&self.bytes)?;
+        let mut envelope = CoseSign1::from_slice(&self.bytes).map_err(|_| BadEnvelope("not COSE_Sign1"))?;
         let header = &envelope.protected.header;
         let expected = HeaderBuilder::new().algorithm(iana::Algorithm::EdDSA);
         let [(coset::Label::Int(X5CHAIN), x5chain)] = header.rest.as_slice() else {
@@ -137,6 +137,8 @@ impl<T: Payload> Signed<T> {
         }
         let message = envelope.tbs_data(aad::<T>().as_bytes());
         let signature = envelope.signature.clone();
+        // Or the header's bytes as they came would be written again, whatever their encoding.
+        envelope.protected.original_data = None;
         if envelope.to_vec().map_err(|_| BadEnvelope("not COSE_Sign1"))? != *self.bytes {
             return Err(BadEnvelope("an envelope in another than its one encoding"));
         }
@@ -150,6 +152,33 @@ pub(crate) struct TakenApart<T> {
     pub payload: T,
     pub message: Vec<u8>,
     pub signature: Vec<u8>,
+}
+
+/// Whether the bytes are an array of a byte string, an empty map, a byte string and 64 bytes. This costs no memory: what
+/// gets past it holds nothing that would take more memory to read than it has bytes, its small header apart.
+fn check_outline(bytes: &[u8]) -> Result<(), BadEnvelope> {
+    let not_cose = |_| BadEnvelope("not COSE_Sign1");
+    let mut decoder = Decoder::new(bytes);
+    if decoder.array().map_err(not_cose)? != Some(4) {
+        return Err(BadEnvelope("not COSE_Sign1"));
+    }
+    if decoder.bytes().map_err(not_cose)?.len() > MAX_HEADER_BYTES {
+        return Err(BadEnvelope("a header longer than a chain can be"));
+    }
+    if decoder.map().map_err(not_cose)? != Some(0) {
+        return Err(BadEnvelope("an unprotected header"));
+    }
+    if decoder.datatype().map_err(not_cose)? == Type::Null {
+        return Err(BadEnvelope("no payload"));
+    }
+    decoder.bytes().map_err(not_cose)?;
+    if decoder.bytes().map_err(not_cose)?.len() != 64 {
+        return Err(BadEnvelope("a signature of not 64 bytes"));
+    }
+    if decoder.position() != bytes.len() {
+        return Err(BadEnvelope("bytes after its end"));
+    }
+    Ok(())
 }
 
 fn aad<T: Payload>() -> String {

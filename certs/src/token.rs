@@ -16,6 +16,8 @@ use crate::{Fingerprint, MeshName};
 const PREFIX: &str = "wm1.";
 /// Where the coordinator may be reached.
 pub const MAX_URLS: usize = 8;
+/// The longest of those URLs.
+pub const MAX_URL_BYTES: usize = 256;
 /// Longer than any token we make.
 pub const MAX_TOKEN_BYTES: usize = 4096;
 
@@ -58,9 +60,13 @@ impl JoinToken {
 
     /// The text to hand to a new machine.
     pub fn to_text(&self) -> Zeroizing<String> {
-        let bytes = Zeroizing::new(minicbor::to_vec(self).expect("writing to memory does not fail"));
-        let encoded = Zeroizing::new(BASE64_URL_SAFE_NO_PAD.encode(&*bytes));
-        Zeroizing::new(format!("{PREFIX}{}", *encoded))
+        // With all the room they may need from the start: a buffer that grows leaves its old contents behind.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_TOKEN_BYTES));
+        minicbor::encode(self, &mut *bytes).expect("writing to memory does not fail");
+        let mut text = Zeroizing::new(String::with_capacity(2 * MAX_TOKEN_BYTES));
+        text.push_str(PREFIX);
+        BASE64_URL_SAFE_NO_PAD.encode_string(&*bytes, &mut text);
+        text
     }
 
     /// What the coordinator keeps: SHA-256 of the secret. The secret has 256 random bits, so a slow hash adds nothing.
@@ -78,7 +84,10 @@ impl JoinToken {
             return Err(BadToken("it must name one to eight coordinators"));
         }
         let https = |url: &String| {
-            url::Url::parse(url).is_ok_and(|url| url.scheme() == "https" && url.has_host()) && url.len() <= 256
+            // Printable ASCII: `Url::parse` drops line ends and control characters, a terminal would obey them.
+            url.len() <= MAX_URL_BYTES
+                && url.bytes().all(|byte| byte.is_ascii_graphic())
+                && url::Url::parse(url).is_ok_and(|url| url.scheme() == "https" && url.has_host())
         };
         if !self.urls.iter().all(https) {
             return Err(BadToken("it names a coordinator by something else than an https URL"));
@@ -115,6 +124,9 @@ impl FromStr for JoinToken {
         let token: JoinToken =
             minicbor::decode(&bytes).map_err(|_| BadToken("cut or changed; was it copied whole?"))?;
         token.check()?;
+        if *token.to_text() != text {
+            return Err(BadToken("another than its one form; was something added to it?"));
+        }
         Ok(token)
     }
 }

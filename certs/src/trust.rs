@@ -8,6 +8,8 @@
 //! **Invariant:** nothing outside this module makes a [`Verified`]. A function that takes one needs no check of its
 //! own; a function that needs a check cannot be given anything less.
 
+mod refused;
+
 use std::{
     fmt,
     sync::{Arc, PoisonError, RwLock},
@@ -21,134 +23,10 @@ use crate::{
     certificate::{self, BadCertificate, NodeClaims, Outline},
     keys,
     revocation::RevocationList,
-    signed::{BadEnvelope, TakenApart},
+    signed::TakenApart,
 };
 
-/// Why something was not believed. One variant for each thing its owner could do about it.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum Refused {
-    /// Not the bytes of such a thing at all.
-    #[error(transparent)]
-    Envelope(#[from] BadEnvelope),
-    /// A certificate outside the profile.
-    #[error(transparent)]
-    Certificate(#[from] BadCertificate),
-    /// Signed by an authority that is not ours.
-    #[error("its certificate was issued by another authority than this mesh's ({ours})")]
-    AnotherAuthority {
-        /// The fingerprint of ours.
-        ours: String,
-    },
-    /// An authority used beyond what it may do.
-    #[error("an authority in its chain may not sign this: {0}")]
-    AuthorityExceeded(&'static str),
-    /// Its time has not come.
-    #[error("its certificate is valid from {not_before}, and it is {now}")]
-    NotYetValid {
-        /// The certificate's beginning.
-        not_before: UnixTime,
-        /// The time given.
-        now: UnixTime,
-    },
-    /// Its time is over.
-    #[error("its certificate ended at {not_after}, and it is {now}")]
-    Expired {
-        /// The certificate's end.
-        not_after: UnixTime,
-        /// The time given.
-        now: UnixTime,
-    },
-    /// Taken back by the authority.
-    #[error("its certificate {serial} is revoked")]
-    Revoked {
-        /// Which one.
-        serial: Serial,
-    },
-    /// An address outside the mesh's network.
-    #[error("its address {address} is not in the mesh's network {network}")]
-    OutsideNetwork {
-        /// What it claims.
-        address: OverlayIp,
-        /// What there is.
-        network: IpNet,
-    },
-    /// Another mesh's name in a certificate of our authority.
-    #[error("it names the mesh {0}, which is not ours")]
-    AnotherMesh(MeshName),
-    /// The signature on the message is not its certificate's.
-    #[error("its signature is not that of its certificate's key, or it was changed")]
-    WrongSignature,
-    /// A revocation list older than the one we have.
-    #[error("revocation list {given} is older than {ours}, which we have")]
-    OlderRevocations {
-        /// Its number.
-        given: u64,
-        /// The number of ours.
-        ours: u64,
-    },
-    /// A proof for somebody else, or for another request.
-    #[error("the proof is for another {0}")]
-    ProofForAnother(&'static str),
-    /// A proof outside its minute.
-    #[error("the proof was made at {issued_at}, and it is {now}: more than {} s apart", crate::proof::PROOF_LIFE.as_secs())]
-    StaleProof {
-        /// Its time.
-        issued_at: UnixTime,
-        /// Ours.
-        now: UnixTime,
-    },
-    /// A proof that was used before.
-    #[error("the proof was used before")]
-    ReplayedProof,
-    /// More proofs in a minute than can be remembered.
-    #[error("too many proofs in the last minute to tell whether this one was used before")]
-    TooManyProofs,
-}
-
-impl Refused {
-    /// One short word for counters.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Refused::Envelope(_) => "malformed",
-            Refused::Certificate(_) => "bad_certificate",
-            Refused::AnotherAuthority { .. } => "another_authority",
-            Refused::AuthorityExceeded(_) => "authority_exceeded",
-            Refused::NotYetValid { .. } => "not_yet_valid",
-            Refused::Expired { .. } => "expired",
-            Refused::Revoked { .. } => "revoked",
-            Refused::OutsideNetwork { .. } => "outside_network",
-            Refused::AnotherMesh(_) => "another_mesh",
-            Refused::WrongSignature => "wrong_signature",
-            Refused::OlderRevocations { .. } => "older_revocations",
-            Refused::ProofForAnother(_) => "proof_for_another",
-            Refused::StaleProof { .. } => "stale_proof",
-            Refused::ReplayedProof => "replayed_proof",
-            Refused::TooManyProofs => "too_many_proofs",
-        }
-    }
-
-    /// What the owner of the refused thing could do.
-    pub fn hint(&self) -> Option<&'static str> {
-        match self {
-            Refused::AnotherAuthority { .. } | Refused::AnotherMesh(_) => {
-                Some("join this mesh with a token of its coordinator")
-            }
-            Refused::NotYetValid { .. } => Some("set the clock of this machine or of the one that issued it"),
-            Refused::StaleProof { .. } => Some("set the clocks of both machines"),
-            Refused::Expired { .. } => Some("renew it: the agent does so while its coordinator is reachable"),
-            Refused::Revoked { .. } => Some("ask the operator of the mesh for a new join token"),
-            Refused::OutsideNetwork { .. } => Some("sign it with an address of the mesh's network"),
-            Refused::Envelope(_)
-            | Refused::Certificate(_)
-            | Refused::AuthorityExceeded(_)
-            | Refused::WrongSignature
-            | Refused::OlderRevocations { .. }
-            | Refused::ProofForAnother(_)
-            | Refused::ReplayedProof
-            | Refused::TooManyProofs => None,
-        }
-    }
-}
+pub use refused::Refused;
 
 /// A node whose certificate was checked: chain, validity, revocation, network. Cheap to clone.
 #[derive(Clone)]
@@ -258,30 +136,31 @@ impl Trust {
         Trust { authority, revocations: Arc::default() }
     }
 
-    /// Checks a node's chain, leaf first, without the root.
+    /// Checks a node's chain, leaf first; the root may be in it.
     pub fn verify(&self, chain: &Chain, now: UnixTime) -> Result<Verified, Refused> {
-        let outlines = outlines(chain)?;
-        let leaf = &outlines[0];
-        let not_after = self.check_issuers(&outlines, chain, now)?;
-        let claims = NodeClaims::of(leaf)?;
-        if claims.mesh != *self.authority.mesh() {
-            return Err(Refused::AnotherMesh(claims.mesh));
-        }
-        let network = self.authority.network();
-        if !network.contains(&claims.address.0) {
-            return Err(Refused::OutsideNetwork { address: claims.address, network });
-        }
-        if self.revocations.revokes(&leaf.serial, &leaf.key) {
-            return Err(Refused::Revoked { serial: leaf.serial });
-        }
+        let candidate = self.candidate(chain)?;
+        Check::ALL.into_iter().try_for_each(|check| self.check(check, &candidate, now))?;
+        let Candidate { path, claims } = candidate;
+        let leaf = &path.outlines[0];
+        let ends = path.outlines.iter().map(|outline| outline.not_after);
+        let beginnings = path.outlines.iter().map(|outline| outline.not_before);
         Ok(Verified(Arc::new(Facts {
             id: leaf.key,
-            claims,
             serial: leaf.serial,
-            not_before: leaf.not_before,
-            not_after,
+            not_before: beginnings.max().unwrap_or(leaf.not_before),
+            not_after: ends.min().unwrap_or(leaf.not_after).min(self.authority.not_after()),
+            claims,
             chain: chain.clone(),
         })))
+    }
+
+    /// The same checks as [`Trust::verify`], each with its own outcome, for people who want to know what is wrong. When
+    /// the first fails there is nothing to do the others with, and it stands alone.
+    pub fn examine(&self, chain: &Chain, now: UnixTime) -> Vec<(Check, Result<(), Refused>)> {
+        match self.candidate(chain) {
+            Err(refused) => vec![(Check::Form, Err(refused))],
+            Ok(candidate) => Check::ALL.map(|check| (check, self.check(check, &candidate, now))).to_vec(),
+        }
     }
 
     /// Checks a signed message and its signer's chain.
@@ -296,18 +175,20 @@ impl Trust {
 
     /// Checks that a TLS server is this mesh's coordinator. `chain` is DER, leaf first; the root may be in it.
     pub fn verify_coordinator(&self, chain: &[impl AsRef<[u8]>], now: UnixTime) -> Result<(), Refused> {
-        let mut ders: Vec<Vec<u8>> =
-            chain.iter().take(certificate::MAX_CHAIN + 1).map(|der| der.as_ref().to_vec()).collect();
-        if ders.last().is_some_and(|der| der == self.authority.der()) {
+        if chain.len() > certificate::MAX_CHAIN + 1 {
+            return Err(BadCertificate("more certificates than a chain may have").into());
+        }
+        let mut ders: Vec<Vec<u8>> = chain.iter().map(|der| der.as_ref().to_vec()).collect();
+        if ders.len() > 1 && ders.last().is_some_and(|der| der == self.authority.der()) {
             ders.pop();
         }
         let chain = Chain::from_ders(ders)?;
-        let outlines = outlines(&chain)?;
-        self.check_issuers(&outlines, &chain, now)?;
-        if self.revocations.serials.contains(&outlines[0].serial) {
-            return Err(Refused::Revoked { serial: outlines[0].serial });
-        }
-        certificate::is_coordinator_tls(&outlines[0], self.authority.mesh())?;
+        let path = self.path(&chain)?;
+        self.check_issuers(&path)?;
+        self.check_limits(path.above_leaf())?;
+        self.check_time(&path, now)?;
+        self.check_revocation(&path)?;
+        certificate::is_coordinator_tls(&path.outlines[0], self.authority.mesh())?;
         Ok(())
     }
 
@@ -316,8 +197,11 @@ impl Trust {
         let TakenApart { chain, payload, message, signature } = signed.take_apart()?;
         let signer = CaCertificate::from_der(chain.leaf().to_vec())?;
         if signer != self.authority {
-            self.check_issuers(&outlines(&chain)?, &chain, now)?;
-            self.check_subordinate(&signer)?;
+            let path = self.path(&chain)?;
+            self.check_issuers(&path)?;
+            self.check_limits(path.ders)?;
+            self.check_time(&path, now)?;
+            self.check_revocation(&path)?;
         }
         if !keys::is_signed_by(&signer.key(), &message, &signature) {
             return Err(Refused::WrongSignature);
@@ -362,49 +246,158 @@ impl Trust {
         self.authority.network()
     }
 
-    /// Follows a chain up to our authority. Returns the earliest end in it.
-    fn check_issuers(&self, outlines: &[Outline<'_>], chain: &Chain, now: UnixTime) -> Result<UnixTime, Refused> {
-        let root = Outline::parse(self.authority.der())?;
-        let mut not_after = self.authority.not_after();
-        check_time(&root, now)?;
-        for (at, outline) in outlines.iter().enumerate() {
-            let issuer = outlines.get(at + 1).unwrap_or(&root);
-            if !outline.is_issued_by(issuer) {
-                return Err(Refused::AnotherAuthority {
-                    ours: self.authority.fingerprint().to_string()[..16].to_owned(),
-                });
-            }
-        }
-        for (at, outline) in outlines.iter().enumerate() {
-            check_time(outline, now)?;
-            not_after = not_after.min(outline.not_after);
-            if at > 0 {
-                let intermediate = CaCertificate::from_der(chain.ders()[at].clone())?;
-                self.check_subordinate(&intermediate)?;
-                if intermediate.path_length().is_some_and(|length| (at - 1) as u32 > length) {
-                    return Err(Refused::AuthorityExceeded("its path length"));
-                }
-                if self.revocations.serials.contains(&intermediate.serial()) {
-                    return Err(Refused::Revoked { serial: intermediate.serial() });
-                }
-            }
-        }
-        if self.authority.path_length().is_some_and(|length| outlines.len() as u32 - 1 > length) {
-            return Err(Refused::AuthorityExceeded("the root's path length"));
-        }
-        Ok(not_after)
+    fn candidate<'a>(&self, chain: &'a Chain) -> Result<Candidate<'a>, Refused> {
+        let path = self.path(chain)?;
+        let claims = NodeClaims::of(&path.outlines[0])?;
+        Ok(Candidate { path, claims })
     }
 
-    /// An intermediate may not speak for more than the root.
-    fn check_subordinate(&self, intermediate: &CaCertificate) -> Result<(), Refused> {
-        if intermediate.mesh() != self.authority.mesh() {
-            return Err(Refused::AnotherMesh(intermediate.mesh().clone()));
+    fn path<'a>(&self, chain: &'a Chain) -> Result<Path<'a>, Refused> {
+        let ders = match chain.ders() {
+            [below @ .., last] if !below.is_empty() && last == self.authority.der() => below,
+            all => all,
+        };
+        let outlines = ders.iter().map(|der| Outline::parse(der)).collect::<Result<_, _>>()?;
+        Ok(Path { ders, outlines })
+    }
+
+    fn check(&self, check: Check, candidate: &Candidate<'_>, now: UnixTime) -> Result<(), Refused> {
+        match check {
+            Check::Form => Ok(()),
+            Check::Issuer => self.check_issuers(&candidate.path),
+            Check::Authority => self.check_limits(candidate.path.above_leaf()),
+            Check::Time => self.check_time(&candidate.path, now),
+            Check::Mesh if candidate.claims.mesh == *self.authority.mesh() => Ok(()),
+            Check::Mesh => Err(Refused::AnotherMesh(candidate.claims.mesh.clone())),
+            Check::Network => self.check_network(candidate),
+            Check::Revocation => self.check_revocation(&candidate.path),
         }
-        if !self.authority.network().contains(&intermediate.network()) {
-            return Err(Refused::AuthorityExceeded("its network is not within the root's"));
+    }
+
+    /// Each certificate is signed by the next, the last by our authority.
+    fn check_issuers(&self, path: &Path<'_>) -> Result<(), Refused> {
+        let root = Outline::parse(self.authority.der())?;
+        let issuers = path.outlines.iter().skip(1).chain([&root]);
+        if path.outlines.iter().zip(issuers).all(|(outline, issuer)| outline.is_issued_by(issuer)) {
+            return Ok(());
+        }
+        Err(Refused::AnotherAuthority { ours: self.authority.fingerprint().to_string()[..16].to_owned() })
+    }
+
+    /// Those between our authority and what they signed, lowest first: each an authority, and none for more than the
+    /// one above it.
+    fn check_limits(&self, intermediates: &[Vec<u8>]) -> Result<(), Refused> {
+        let mut limits = Vec::with_capacity(certificate::MAX_CHAIN);
+        for der in intermediates {
+            limits.push(CaCertificate::from_der(der.clone())?);
+        }
+        limits.push(self.authority.clone());
+        for (below, pair) in limits.windows(2).enumerate() {
+            let [lower, upper] = pair else { continue };
+            if lower.mesh() != self.authority.mesh() {
+                return Err(Refused::AnotherMesh(lower.mesh().clone()));
+            }
+            if !upper.network().contains(&lower.network()) {
+                return Err(Refused::AuthorityExceeded("its network is not within that of the one above it"));
+            }
+            // Under `upper` stand `lower` and the `below` ones under that.
+            if upper.path_length().is_some_and(|length| below as u64 + 1 > u64::from(length)) {
+                return Err(Refused::AuthorityExceeded("more authorities below it than its path length"));
+            }
         }
         Ok(())
     }
+
+    fn check_time(&self, path: &Path<'_>, now: UnixTime) -> Result<(), Refused> {
+        let own = [(self.authority.not_before(), self.authority.not_after())];
+        let below = path.outlines.iter().map(|outline| (outline.not_before, outline.not_after));
+        for (not_before, not_after) in below.chain(own) {
+            if now < not_before {
+                return Err(Refused::NotYetValid { not_before, now });
+            }
+            if now >= not_after {
+                return Err(Refused::Expired { not_after, now });
+            }
+        }
+        Ok(())
+    }
+
+    /// The address is one that every authority above may give.
+    fn check_network(&self, candidate: &Candidate<'_>) -> Result<(), Refused> {
+        let address = candidate.claims.address;
+        let mut networks = vec![self.authority.network()];
+        for der in candidate.path.above_leaf() {
+            networks.push(CaCertificate::from_der(der.clone())?.network());
+        }
+        match networks.into_iter().find(|network| !certificate::is_host_in(address, network)) {
+            Some(network) => Err(Refused::OutsideNetwork { address, network }),
+            None => Ok(()),
+        }
+    }
+
+    /// Neither the node's certificate or key nor one above it was taken back.
+    fn check_revocation(&self, path: &Path<'_>) -> Result<(), Refused> {
+        match path.outlines.iter().find(|outline| self.revocations.revokes(&outline.serial, &outline.key)) {
+            Some(outline) => Err(Refused::Revoked { serial: outline.serial }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// One thing that is checked before a node's certificate is believed, in this order.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Check {
+    /// The certificates are of the profile, and the first is a node's.
+    Form,
+    /// Signatures lead up to the mesh's authority.
+    Issuer,
+    /// Those in between may sign certificates, and only within the limits of the ones above them.
+    Authority,
+    /// All of them are valid at this time.
+    Time,
+    /// It names this mesh.
+    Mesh,
+    /// Its address is one of the mesh's network.
+    Network,
+    /// It is not revoked.
+    Revocation,
+}
+
+impl Check {
+    /// All, in the order in which they are made.
+    pub const ALL: [Check; 7] =
+        [Check::Form, Check::Issuer, Check::Authority, Check::Time, Check::Mesh, Check::Network, Check::Revocation];
+
+    /// One short word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Check::Form => "form",
+            Check::Issuer => "issuer",
+            Check::Authority => "authority",
+            Check::Time => "time",
+            Check::Mesh => "mesh",
+            Check::Network => "network",
+            Check::Revocation => "revocation",
+        }
+    }
+}
+
+/// A chain taken apart, leaf first, without the root even if that was sent along.
+struct Path<'a> {
+    ders: &'a [Vec<u8>],
+    outlines: Vec<Outline<'a>>,
+}
+
+impl<'a> Path<'a> {
+    fn above_leaf(&self) -> &'a [Vec<u8>] {
+        &self.ders[1..]
+    }
+}
+
+/// What asks to be believed.
+struct Candidate<'a> {
+    path: Path<'a>,
+    claims: NodeClaims,
 }
 
 /// The trust of a running agent, shared by its parts and replaced as a whole.
@@ -430,18 +423,4 @@ impl TrustStore {
         *slot = Arc::new(trust);
         Ok(newer)
     }
-}
-
-fn outlines(chain: &Chain) -> Result<Vec<Outline<'_>>, BadCertificate> {
-    chain.ders().iter().map(|der| Outline::parse(der)).collect()
-}
-
-fn check_time(outline: &Outline<'_>, now: UnixTime) -> Result<(), Refused> {
-    if now < outline.not_before {
-        return Err(Refused::NotYetValid { not_before: outline.not_before, now });
-    }
-    if now >= outline.not_after {
-        return Err(Refused::Expired { not_after: outline.not_after, now });
-    }
-    Ok(())
 }

@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
     path::PathBuf,
     process::{Command, ExitStatus, Output},
-    rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use wiremesh::sandbox::Node;
 
-use crate::{Answer, Coordinator, Process, Service, eventually, fetch, lab::Place};
+use crate::{Answer, Coordinator, Process, Service, eventually, fetch, lab::Place, process::LOG_FILTER};
 
 /// Where the agent's local API listens on every node.
 const API: &str = "http://127.0.0.1:8000";
@@ -23,6 +23,8 @@ const INGRESS_PORT: u16 = 8001;
 const FIRST_SERVICE_PORT: u16 = 9000;
 /// From start to ready. The target is 3 s on a machine that has nothing else to do.
 const START_LIMIT: Duration = Duration::from_secs(20);
+/// For a mesh of a few nodes to know about a newcomer.
+const SETTLE_LIMIT: Duration = Duration::from_secs(20);
 /// For one request whose answer a story waits for.
 const REQUEST_LIMIT: Duration = Duration::from_secs(30);
 
@@ -38,13 +40,14 @@ pub struct Agent {
     offered: Vec<(String, usize)>,
     tunnel: bool,
     dht: bool,
+    called: Option<String>,
     configuration: String,
     folder: PathBuf,
-    place: Rc<Place>,
+    place: Arc<Place>,
 }
 
 impl Agent {
-    pub(crate) fn new(node: Node, place: Rc<Place>) -> anyhow::Result<Agent> {
+    pub(crate) fn new(node: Node, place: Arc<Place>) -> anyhow::Result<Agent> {
         let folder = place.folder(node.name())?;
         Ok(Agent {
             node,
@@ -53,6 +56,7 @@ impl Agent {
             offered: Vec::new(),
             tunnel: false,
             dht: true,
+            called: None,
             configuration: String::new(),
             folder,
             place,
@@ -79,6 +83,12 @@ impl Agent {
     /// It will neither use nor be in the DHT.
     pub fn without_dht(mut self) -> Agent {
         self.dht = false;
+        self
+    }
+
+    /// It will call itself so, and not as its node is called.
+    pub fn called(mut self, name: &str) -> Agent {
+        self.called = Some(name.to_owned());
         self
     }
 
@@ -116,8 +126,8 @@ impl Agent {
     /// Starts the agent (again) without waiting.
     pub fn launch(&mut self) -> anyhow::Result<()> {
         self.process = None;
-        let mut command = self.node.command(&self.place.wiremesh)?;
-        command.arg("agent").arg("--config").arg(self.config()).env("RUST_LOG", "info,wiremesh=debug");
+        let mut command = self.place.wiremesh(&self.node)?;
+        command.arg("agent").arg("--config").arg(self.config()).env("RUST_LOG", LOG_FILTER);
         let what = format!("agent {}", self.name());
         self.process = Some(Process::start(&what, command, &self.folder.join("agent.log"))?);
         Ok(())
@@ -196,6 +206,27 @@ impl Agent {
         Ok(samples.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum())
     }
 
+    /// Waits until so many others are in its DHT table.
+    pub fn expect_dht_contacts(&self, contacts: u64) -> anyhow::Result<()> {
+        eventually(&format!("{} has {contacts} DHT contacts", self.name()), SETTLE_LIMIT, || {
+            let status = self.command_json(&["status"])?;
+            let has = status["dht"]["contacts"].as_u64().with_context(|| format!("no dht.contacts in {status}"))?;
+            anyhow::ensure!(has >= contacts, "{has}");
+            Ok(())
+        })
+    }
+
+    /// Waits until others can find it: its record is in the table of at least one other.
+    pub fn expect_published(&self) -> anyhow::Result<()> {
+        eventually(&format!("{} has published its record", self.name()), SETTLE_LIMIT, || {
+            let status = self.command_json(&["status"])?;
+            let stored =
+                status["dht"]["published"].as_bool().with_context(|| format!("no dht.published in {status}"))?;
+            anyhow::ensure!(stored, "not yet");
+            Ok(())
+        })
+    }
+
     /// Its address on the overlay.
     pub fn overlay_ip(&self) -> anyhow::Result<IpAddr> {
         let health = self.health()?;
@@ -205,7 +236,7 @@ impl Agent {
 
     /// Runs a `wiremesh` command on its node, with its configuration.
     pub fn command(&self, arguments: &[&str]) -> anyhow::Result<Output> {
-        let mut command: Command = self.node.command(&self.place.wiremesh)?;
+        let mut command: Command = self.place.wiremesh(&self.node)?;
         command.args(arguments).arg("--config").arg(self.config());
         command.output().with_context(|| format!("running wiremesh {arguments:?}"))
     }
@@ -220,9 +251,9 @@ impl Agent {
         })
     }
 
-    /// What it is called, here and in the mesh.
+    /// What it is called in the mesh.
     pub fn name(&self) -> &str {
-        self.node.name()
+        self.called.as_deref().unwrap_or(self.node.name())
     }
 
     /// The folder with its keys.

@@ -5,7 +5,7 @@ use std::{
     net::TcpStream,
     path::{Path, PathBuf},
     process::{Command, Output},
-    rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -13,7 +13,7 @@ use anyhow::Context;
 use serde_json::Value;
 use wiremesh::sandbox::Node;
 
-use crate::{Process, eventually, lab::Place};
+use crate::{Process, eventually, lab::Place, process::LOG_FILTER};
 
 const PORT: u16 = 8080;
 /// It makes a CA and a database first.
@@ -27,7 +27,7 @@ pub struct Coordinator {
     /// The program, while it runs.
     pub process: Option<Process>,
     folder: PathBuf,
-    place: Rc<Place>,
+    place: Arc<Place>,
 }
 
 /// What a join token may be used for.
@@ -42,7 +42,7 @@ pub struct TokenOptions {
 }
 
 impl Coordinator {
-    pub(crate) fn start(node: Node, place: Rc<Place>, configuration: &str) -> anyhow::Result<Coordinator> {
+    pub(crate) fn start(node: Node, place: Arc<Place>, configuration: &str) -> anyhow::Result<Coordinator> {
         let folder = place.folder(node.name())?;
         let data = folder.join("data");
         let address = node.address();
@@ -60,8 +60,8 @@ impl Coordinator {
     /// Starts it (again) and waits until it accepts connections.
     pub fn restart(&mut self) -> anyhow::Result<()> {
         self.stop();
-        let mut command = self.node.command(&self.place.wiremesh)?;
-        command.arg("coordinator").arg("--config").arg(self.config()).env("RUST_LOG", "info,wiremesh=debug");
+        let mut command = self.place.wiremesh(&self.node)?;
+        command.arg("coordinator").arg("--config").arg(self.config()).env("RUST_LOG", LOG_FILTER);
         let log = self.folder.join("coordinator.log");
         let mut process = Process::start("coordinator", command, &log)?;
         let address = (self.node.address(), PORT);
@@ -107,9 +107,19 @@ impl Coordinator {
         Ok(answer["token"].as_str().with_context(|| format!("no token in {stdout}"))?.to_owned())
     }
 
+    /// Revokes a member with all its certificates, as its operator, through the coordinator's socket.
+    pub fn revoke(&self, name: &str) -> anyhow::Result<()> {
+        let socket = self.data().join("coordinator.sock");
+        let body = serde_json::json!({ "name": name });
+        self.node.block_on(|| async {
+            let revoked: Result<Value, _> = wiremesh::cli::socket::post(&socket, "/revocations", &body).await;
+            revoked.map(drop).map_err(|failure| failure.error.context("revoking"))
+        })
+    }
+
     /// Runs a `wiremesh` command beside it, with its configuration.
     pub fn command(&self, arguments: &[String]) -> anyhow::Result<Output> {
-        let mut command: Command = self.node.command(&self.place.wiremesh)?;
+        let mut command: Command = self.place.wiremesh(&self.node)?;
         command.args(arguments).arg("--config").arg(self.config());
         command.output().with_context(|| format!("running wiremesh {arguments:?}"))
     }

@@ -3,7 +3,8 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    rc::Rc,
+    process::Command,
+    sync::Arc,
 };
 
 use anyhow::Context;
@@ -11,31 +12,35 @@ use wiremesh::sandbox::{Network, Node};
 
 use crate::{Agent, Coordinator};
 
+/// Names another `wiremesh` than the one that cargo built.
+const BINARY: &str = "WIREMESH_BIN";
+
 /// One switch, and around it what the story asks for.
 #[derive(Debug)]
 pub struct Lab {
     /// The switch and its cables, for cutting.
     pub network: Network,
-    place: Rc<Place>,
+    place: Arc<Place>,
 }
 
 /// Where a lab keeps its files and finds its programs.
 #[derive(Debug)]
 pub(crate) struct Place {
     scratch: PathBuf,
-    pub wiremesh: PathBuf,
+    wiremesh: PathBuf,
     pub service: PathBuf,
 }
 
 impl Lab {
-    pub(crate) fn new(scratch: &Path) -> anyhow::Result<Lab> {
-        let wiremesh = match std::env::var_os("WIREMESH_BIN") {
+    /// A lab that keeps its files in `scratch`. Stories are given one; a program that has entered a sandbox makes its own.
+    pub fn new(scratch: &Path) -> anyhow::Result<Lab> {
+        let wiremesh = match std::env::var_os(BINARY) {
             Some(path) => PathBuf::from(path),
             None => beside_the_tests("wiremesh")?,
         };
         anyhow::ensure!(wiremesh.exists(), "{} is not there: run netns-tests/run, which builds it", wiremesh.display());
         let place = Place { scratch: scratch.to_owned(), wiremesh, service: beside_the_tests("service")? };
-        Ok(Lab { network: Network::new()?, place: Rc::new(place) })
+        Ok(Lab { network: Network::new()?, place: Arc::new(place) })
     }
 
     /// A coordinator that runs, on a node of its own.
@@ -58,9 +63,9 @@ impl Lab {
         self.network.add(name)
     }
 
-    /// The `wiremesh` binary.
-    pub fn wiremesh(&self) -> &Path {
-        &self.place.wiremesh
+    /// A `wiremesh` command on a node.
+    pub fn wiremesh(&self, node: &Node) -> anyhow::Result<Command> {
+        self.place.wiremesh(node)
     }
 
     /// A folder for a node's files, gone with the lab. Logs (`*.log`) in it are printed when the story fails.
@@ -70,6 +75,15 @@ impl Lab {
 }
 
 impl Place {
+    /// A `wiremesh` command for a node, without what the caller's environment would tell it.
+    pub(crate) fn wiremesh(&self, node: &Node) -> anyhow::Result<Command> {
+        let mut command = node.command(&self.wiremesh)?;
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"WIREMESH_")) {
+            command.env_remove(name);
+        }
+        Ok(command)
+    }
+
     pub(crate) fn folder(&self, name: &str) -> anyhow::Result<PathBuf> {
         let folder = self.scratch.join(name);
         fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;

@@ -10,6 +10,7 @@
 
 mod agent;
 mod coordinator;
+pub mod forge;
 mod http;
 mod lab;
 mod process;

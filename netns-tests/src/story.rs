@@ -86,9 +86,9 @@ fn outside(name: &str, limit: Duration) -> anyhow::Result<()> {
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
         .stderr(output.try_clone()?);
-    let child = sandbox::spawn(command).map_err(|refused| match refused.hint() {
-        Some(hint) => anyhow::anyhow!("{refused}\nhint: {hint}"),
-        None => anyhow::anyhow!("{refused}"),
+    let child = sandbox::spawn(command).map_err(|refused| {
+        let hint = refused.hint().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
+        anyhow::anyhow!("{:#}{hint}", anyhow::Error::new(refused))
     })?;
 
     let ended = wait(child, limit + LAST_WORDS)?;

@@ -1,12 +1,16 @@
 //! The sandbox itself: what it connects, what it cuts, what it leaves behind.
 
 use std::{
-    io,
+    fs, io,
     net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
+    process::Command,
     time::Duration,
 };
 
-use netns_tests::{Node, Traffic, story};
+use netns_tests::{Node, Traffic, eventually, story};
+use wiremesh::sandbox;
+
+const LIMIT: Duration = Duration::from_secs(5);
 
 #[test]
 fn nodes_reach_each_other_over_udp_and_tcp() {
@@ -86,6 +90,42 @@ fn programs_run_where_they_are_sent() {
         assert_eq!(std::process::id(), 1);
         Ok(())
     });
+}
+
+#[test]
+fn nothing_outlives_the_program_that_entered_a_sandbox() {
+    story(|_| {
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 4711 & sleep 4711"]);
+        let mut keeper = sandbox::spawn(command)?;
+        eventually("both run", LIMIT, || Ok(anyhow::ensure!(running("sleep\04711\0")? == 2)))?;
+
+        keeper.kill()?;
+        keeper.wait()?;
+
+        eventually("both are gone", LIMIT, || Ok(anyhow::ensure!(running("sleep\04711\0")? == 0)))
+    });
+}
+
+#[test]
+fn the_exit_code_comes_through() {
+    story(|_| {
+        let mut command = Command::new("sh");
+        command.args(["-c", "exit 42"]);
+
+        assert_eq!(sandbox::spawn(command)?.wait()?.code(), Some(42));
+        Ok(())
+    });
+}
+
+/// How many processes have this command line.
+fn running(command_line: &str) -> anyhow::Result<usize> {
+    let mut found = 0;
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path().join("cmdline");
+        found += usize::from(fs::read(path).is_ok_and(|text| text == command_line.as_bytes()));
+    }
+    Ok(found)
 }
 
 /// Whether a datagram from one node reaches another. Each has the same port and listens on every address.

@@ -222,6 +222,11 @@ fn obey(
                 tracing::debug!(name = %verified.name(), %why, "not taken as a peer");
             }
         }
+        Command::RefreshPeer(verified, record) => {
+            if let Err(why) = overlay.refresh_peer(&verified, &record, now, unix) {
+                tracing::debug!(name = %verified.name(), %why, "the peer stays as it was");
+            }
+        }
         Command::Unresolvable(address) => overlay.unresolvable(address, now),
         Command::SetOwnRecord(record) => {
             if let Err(why) = overlay.set_own_record(record, now, unix) {

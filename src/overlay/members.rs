@@ -57,6 +57,20 @@ impl Overlay {
         Ok(())
     }
 
+    /// Command: like [`Overlay::upsert_peer`], if it is a peer already. Nobody becomes one by being heard of.
+    pub fn refresh_peer(
+        &mut self,
+        verified: &Verified,
+        record: &NodeRecord,
+        now: Instant,
+        unix: UnixTime,
+    ) -> Result<(), NotAPeer> {
+        match self.peers.by_address(verified.address()) {
+            Some(_) => self.upsert_peer(verified, record, now, unix),
+            None => Ok(()),
+        }
+    }
+
     /// Command: a standard WireGuard peer, from the configuration.
     pub fn configure_peer(&mut self, configured: &ConfiguredPeer, now: Instant) -> Result<(), NotAPeer> {
         let ConfiguredPeer { public_key, allowed, endpoint, keepalive_secs } = configured;

@@ -183,7 +183,7 @@ fn a_flood_from_one_place_leaves_room_for_introductions_from_another() {
 
     mesh.send(0, 1, b"honest").unwrap();
 
-    assert_eq!(mesh.counters(1).of(Dropped::IntroductionRefused), INTRODUCTIONS_PER_SOURCE.burst.into());
+    assert_eq!(mesh.counters(1).of(Dropped::IntroductionRefused), u64::from(INTRODUCTIONS_PER_SOURCE.burst));
     assert_eq!(mesh.received(1), [b"honest"]);
 }
 

@@ -1,7 +1,7 @@
 //! Starting a program inside namespaces of its own, with root's rights in them and none outside.
 
 use std::{
-    ffi::{CStr, CString, OsStr},
+    ffi::{CStr, CString, OsStr, OsString},
     io,
     os::{
         fd::{AsRawFd, OwnedFd},
@@ -9,12 +9,13 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command},
+    sync::atomic::{AtomicI32, Ordering},
 };
 
 use nix::{fcntl::OFlag, unistd};
 
-/// Set in the environment of what runs inside; its value is the scratch folder.
-const MARKER: &str = "WIREMESH_SANDBOX";
+/// Set in the environment of what runs inside; its value is the scratch folder. Not `WIREMESH_…`: those are options.
+const MARKER: &str = "SANDBOX_OF_WIREMESH";
 
 /// Where the scratch file system may be mounted: folders that exist everywhere and that nobody needs inside. The first
 /// that does not hide the program or the working directory is taken.
@@ -31,7 +32,7 @@ pub enum Entered {
 
 /// Why there is no sandbox on this machine.
 #[derive(Debug, thiserror::Error)]
-#[error("no sandbox: {step}: {source}")]
+#[error("no sandbox: {step}")]
 pub struct Refused {
     step: &'static str,
     source: io::Error,
@@ -45,21 +46,42 @@ impl Refused {
     }
 }
 
-/// Runs the current program again inside a sandbox, with the same arguments, and waits for it.
-pub fn enter() -> Result<Entered, Refused> {
+/// The keeper that [`enter`] waits for, so that a signal that ends us ends it.
+static KEEPER: AtomicI32 = AtomicI32::new(0);
+
+/// Runs the current program again inside a sandbox, with the same arguments and `more`, and waits for it.
+pub fn enter(more: &[OsString]) -> Result<Entered, Refused> {
     if scratch().is_some() {
         return Ok(Entered::Inside);
     }
     let program = std::env::current_exe().map_err(|source| refused(Step::Begin, source))?;
     let mut command = Command::new(program);
-    command.args(std::env::args_os().skip(1));
+    command.args(std::env::args_os().skip(1)).args(more);
 
     let mut child = spawn(command)?;
+    KEEPER.store(child.id().cast_signed(), Ordering::Relaxed);
+    on_signal(end_keeper);
     // Ctrl-C reaches the whole terminal group. The program inside decides what it means; we wait to hear how it ended.
     // SAFETY: ignoring a signal installs no handler.
     unsafe { libc::signal(libc::SIGINT, libc::SIG_IGN) };
     let status = child.wait().map_err(|source| refused(Step::Begin, source))?;
     Ok(Entered::Left(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+}
+
+/// Has `handler` called when this program is interrupted, told to end, or loses its terminal. It may only do what is
+/// allowed in a signal handler.
+pub fn on_signal(handler: extern "C" fn(libc::c_int)) {
+    let handler = handler as *const () as libc::sighandler_t;
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        // SAFETY: the handler has the signature that the kernel calls it with, and lives as long as the program.
+        unsafe { libc::signal(signal, handler) };
+    }
+}
+
+/// With the keeper goes the sandbox; `enter` then returns and its caller cleans up what is outside.
+extern "C" fn end_keeper(_signal: libc::c_int) {
+    // SAFETY: `kill` may be called in a signal handler.
+    unsafe { libc::kill(KEEPER.load(Ordering::Relaxed), libc::SIGKILL) };
 }
 
 /// The folder inside the sandbox for everything that should vanish with it. None outside.

@@ -155,6 +155,15 @@ impl Node {
         })
     }
 
+    /// Gives an interface that a program made an address, and switches it on.
+    pub fn bring_up(&self, interface: &str, address: IpAddr, bits: u8) -> anyhow::Result<()> {
+        self.namespace.netlink("configuring an interface", async |handle| {
+            let index = index_of(&handle, interface).await?;
+            handle.address().add(index, address, bits).execute().await?;
+            set(&handle, LinkUnspec::new_with_index(index).up()).await
+        })
+    }
+
     /// Sends what is for no known network to `gateway`.
     pub fn default_route(&self, gateway: Ipv4Addr) -> anyhow::Result<()> {
         self.namespace.netlink("setting the default route", async |handle| {

@@ -14,6 +14,7 @@ use crate::overlay::{
 /// A command on its way to the loop.
 pub(super) enum Command {
     UpsertPeer(Verified, Box<NodeRecord>),
+    RefreshPeer(Verified, Box<NodeRecord>),
     Unresolvable(OverlayIp),
     SetOwnRecord(Signed<NodeRecord>),
     TrustChanged,
@@ -36,6 +37,11 @@ impl Handle {
     /// `verified` may be spoken to, and is where `record` says. Answers [`super::Event::Resolve`].
     pub async fn upsert_peer(&self, verified: Verified, record: NodeRecord) {
         self.tell(Command::UpsertPeer(verified, Box::new(record))).await;
+    }
+
+    /// If `verified` is a peer, it is where `record` says.
+    pub async fn refresh_peer(&self, verified: Verified, record: NodeRecord) {
+        self.tell(Command::RefreshPeer(verified, Box::new(record))).await;
     }
 
     /// Nobody has this address. Answers [`super::Event::Resolve`].

@@ -1,0 +1,363 @@
+//! The JSON bodies that agent and coordinator exchange; what they mean is in the coordinator's HTTP table.
+//!
+//! Whatever is signed travels as base64url of its bytes, so that everybody checks the same bytes. Fields that a reader
+//! does not know are passed over: agents and coordinators of different versions talk.
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use wiremesh_certs::{
+    MeshName, NodeName, NodeRecord, OverlayIp, ServiceName, Signed, SignedRevocations, TunnelUrl, UnixTime, WgPublicKey,
+};
+
+/// The longest request body the coordinator reads, and many times the longest of ours.
+pub const MAX_REQUEST_BYTES: usize = 64 * 1024;
+/// The longest answer an agent reads: a revocation list at its bound, in base64, and the rest.
+pub const MAX_RESPONSE_BYTES: usize = 2 * 1024 * 1024;
+/// The longest description of a machine, as JSON.
+pub const MAX_CAPABILITIES_BYTES: usize = 8 * 1024;
+/// Seeds in one answer.
+pub const MAX_SEEDS: usize = 16;
+/// Introductions in one answer to a heartbeat.
+pub const MAX_INTRODUCTIONS: usize = 16;
+/// Workers in one answer to a discovery.
+pub const MAX_DISCOVERED: usize = 64;
+/// Coordinators an agent remembers.
+pub const MAX_COORDINATORS: usize = 8;
+/// Where a node's directory listens unless it says otherwise.
+pub const DEFAULT_DHT_PORT: u16 = 8468;
+
+/// Whom a request's proof must be addressed to.
+pub fn audience(mesh: &MeshName) -> String {
+    format!("coordinator.{mesh}")
+}
+
+/// `POST /api/enroll`.
+#[derive(Clone, Deserialize, Serialize)]
+pub struct EnrollRequest {
+    /// The secret of the join token, base64url.
+    pub token: String,
+    /// PKCS#10 in PEM: name, identity key, WireGuard key, and the proof that the asker has the identity key.
+    pub csr: String,
+    /// The WireGuard key again, as it is in the request.
+    pub wireguard_key: WgPublicKey,
+}
+
+/// The answer: all a node needs to be one, also with the coordinator gone.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct EnrollResponse {
+    /// The node's chain in PEM, leaf first.
+    pub certificate: String,
+    /// The mesh's authority in PEM.
+    pub authority: String,
+    /// The mesh's name.
+    pub mesh: MeshName,
+    /// The node's address.
+    pub overlay_address: OverlayIp,
+    /// The overlay network.
+    pub network: IpNet,
+    /// What is revoked; absent if nothing ever was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revocations: Option<SignedRevocations>,
+    /// Some members to begin with.
+    pub bootstrap: Vec<Seed>,
+    /// Where coordinators are reached.
+    pub coordinators: Vec<String>,
+    /// How often to send a heartbeat.
+    pub heartbeat_interval_secs: u64,
+}
+
+/// The answer to `POST /api/certs/renew`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct RenewResponse {
+    /// The node's chain in PEM, leaf first.
+    pub certificate: String,
+}
+
+/// `POST /api/worker/register`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct RegisterRequest {
+    /// What the node says about itself.
+    pub record: Signed<NodeRecord>,
+    /// What the machine is, for people and for selection; at most [`MAX_CAPABILITIES_BYTES`].
+    #[serde(default)]
+    pub capabilities: serde_json::Map<String, serde_json::Value>,
+    /// The services of the record again; must not differ.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub services: Option<Vec<ServiceName>>,
+    /// Where its directory listens, on its overlay address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dht_port: Option<u16>,
+    /// The number of the revocation list it has.
+    #[serde(default)]
+    pub revocation_number: u64,
+}
+
+/// `POST /api/worker/heartbeat`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct HeartbeatRequest {
+    /// What the node says about itself.
+    pub record: Signed<NodeRecord>,
+    /// The number of the revocation list it has.
+    #[serde(default)]
+    pub revocation_number: u64,
+}
+
+/// The answer to both.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct HeartbeatResponse {
+    /// The number of the list in force.
+    pub revocation_number: u64,
+    /// That list, if the node's is older.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revocations: Option<SignedRevocations>,
+    /// Records of nodes that asked for this one's: they are about to try, so this one should too.
+    #[serde(default)]
+    pub introductions: Vec<Signed<NodeRecord>>,
+    /// Where coordinators are reached.
+    #[serde(default)]
+    pub coordinators: Vec<String>,
+    /// When to come back.
+    pub interval_secs: u64,
+    /// The node has not said what it is capable of since the coordinator last heard of it: register again.
+    #[serde(default)]
+    pub register: bool,
+}
+
+/// One member to begin with.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Seed {
+    /// Its name.
+    pub worker_id: NodeName,
+    /// Its overlay address.
+    pub vpn_ip: OverlayIp,
+    /// Its public URL.
+    pub tunnel_url: Option<TunnelUrl>,
+    /// Where its directory listens.
+    pub dht_port: u16,
+    /// What it says about itself.
+    pub record: Signed<NodeRecord>,
+}
+
+/// The answer to `GET /api/dht/bootstrap`.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct BootstrapResponse {
+    /// A random sample of healthy members.
+    pub seeds: Vec<Seed>,
+    /// How many those are.
+    pub seed_count: usize,
+    /// When this was said.
+    pub timestamp: UnixTime,
+}
+
+/// The answer to `GET /api/services/list`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct ServicesResponse {
+    /// By name.
+    pub services: BTreeMap<ServiceName, ServiceSummary>,
+    /// How many services have a healthy worker.
+    pub total_available: usize,
+    /// When this was said.
+    pub timestamp: UnixTime,
+}
+
+/// One service.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct ServiceSummary {
+    /// Its name.
+    pub name: ServiceName,
+    /// How many healthy workers offer it.
+    pub healthy_workers: usize,
+    /// From the catalog.
+    pub tier: Option<serde_json::Value>,
+    /// From the catalog.
+    pub requires: Vec<String>,
+}
+
+/// The answer to `GET /api/services/discover/{type}`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct DiscoverResponse {
+    /// What was asked for.
+    pub service: ServiceName,
+    /// Healthy workers, the least busy first.
+    pub workers: Vec<Worker>,
+    /// How many those are.
+    pub count: usize,
+    /// The first of them.
+    pub recommended: Option<NodeName>,
+}
+
+/// One worker.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Worker {
+    /// Its name.
+    pub worker_id: NodeName,
+    /// Its public URL.
+    pub tunnel_url: Option<TunnelUrl>,
+    /// Its overlay address.
+    pub vpn_ip: OverlayIp,
+    /// What it said when it registered.
+    pub capabilities: serde_json::Map<String, serde_json::Value>,
+    /// From 0 to 1.
+    pub load: f64,
+    /// When the coordinator last heard from it.
+    pub last_heartbeat: UnixTime,
+    /// What it says about itself.
+    pub record: Signed<NodeRecord>,
+}
+
+/// The answer to `GET /api/nodes/{name or address}`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct NodeResponse {
+    /// What the node says about itself.
+    pub record: Signed<NodeRecord>,
+}
+
+/// The answer to `GET /api/revocations`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct RevocationsResponse {
+    /// The list's number; 0: nothing was ever revoked.
+    pub number: u64,
+    /// The list, signed by the authority.
+    pub revocations: Option<SignedRevocations>,
+}
+
+/// The answer to `GET /health`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct HealthResponse {
+    /// `healthy`.
+    pub status: String,
+    /// Of the program.
+    pub version: String,
+    /// Members that have enrolled, and those heard from lately.
+    pub members: MemberCounts,
+}
+
+/// How many members there are.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct MemberCounts {
+    /// Enrolled and not revoked.
+    pub enrolled: usize,
+    /// Of these, registered and not gone.
+    pub registered: usize,
+    /// Of these, heard from within three intervals.
+    pub healthy: usize,
+}
+
+/// What every refusal looks like.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct ErrorResponse {
+    /// The same as `error.message`, where clients of the predecessor look for it.
+    pub detail: String,
+    /// What happened.
+    pub error: ErrorBody,
+}
+
+/// What happened, for programs and for people.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct ErrorBody {
+    /// One stable word.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What failed and why.
+    pub message: String,
+    /// What to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// To find it in the coordinator's log.
+    #[serde(default)]
+    pub request_id: String,
+}
+
+/// What the coordinator's Unix socket understands.
+pub mod admin {
+    use super::*;
+    use wiremesh_certs::{GroupName, NodeId, Serial};
+
+    /// `POST /tokens`.
+    #[derive(Clone, Debug, Deserialize, Serialize)]
+    pub struct CreateToken {
+        /// How long it may be used.
+        pub ttl_secs: u64,
+        /// By how many machines.
+        pub uses: u32,
+        /// Bound to this name.
+        #[serde(default)]
+        pub name: Option<NodeName>,
+        /// Groups of whoever joins with it.
+        #[serde(default)]
+        pub groups: Vec<GroupName>,
+        /// What whoever joins with it may offer; empty: anything.
+        #[serde(default)]
+        pub services: Vec<ServiceName>,
+        /// Where the coordinator is reached, if not as its configuration says.
+        #[serde(default)]
+        pub urls: Vec<String>,
+    }
+
+    /// The answer: the only time the token is seen.
+    #[derive(Clone, Debug, Deserialize, Serialize)]
+    pub struct CreatedToken {
+        /// To revoke it by.
+        pub id: String,
+        /// The token. A secret.
+        pub token: String,
+        /// When it ends.
+        pub expires_at: UnixTime,
+        /// By how many machines it may be used.
+        pub uses: u32,
+    }
+
+    /// One token, without its secret.
+    #[derive(Clone, Debug, Deserialize, Serialize)]
+    pub struct Token {
+        /// To revoke it by.
+        pub id: String,
+        /// `usable`, `used`, `expired` or `revoked`.
+        pub state: String,
+        /// Bound to this name.
+        pub name: Option<NodeName>,
+        /// Groups it gives.
+        pub groups: Vec<GroupName>,
+        /// Services it allows; empty: any.
+        pub services: Vec<ServiceName>,
+        /// Machines it was made for.
+        pub uses: u32,
+        /// Machines that joined with it.
+        pub used: u32,
+        /// When it was made.
+        pub created_at: UnixTime,
+        /// When it ends.
+        pub expires_at: UnixTime,
+    }
+
+    /// The answer to `GET /tokens`.
+    #[derive(Clone, Debug, Deserialize, Serialize)]
+    pub struct Tokens {
+        /// Newest first.
+        pub tokens: Vec<Token>,
+    }
+
+    /// `POST /revocations`: exactly one of them.
+    #[derive(Clone, Debug, Default, Deserialize, Serialize)]
+    pub struct Revoke {
+        /// A member, with all its certificates.
+        #[serde(default)]
+        pub name: Option<NodeName>,
+        /// An identity, with all its certificates.
+        #[serde(default)]
+        pub identity: Option<NodeId>,
+        /// One certificate.
+        #[serde(default)]
+        pub serial: Option<Serial>,
+    }
+
+    /// The answer.
+    #[derive(Clone, Debug, Deserialize, Serialize)]
+    pub struct Revoked {
+        /// The number of the list that says so.
+        pub number: u64,
+        /// Whose it was, if known.
+        pub name: Option<NodeName>,
+    }
+}

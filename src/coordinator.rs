@@ -1,0 +1,23 @@
+//! The other program in the binary: admits machines to the mesh, keeps the registry, says what is revoked.
+//!
+//! ```text
+//! enroll ──► enrolment (one transaction) ──► members ──┐
+//! register, heartbeat ──► Trust ──► registry ──────────┼──► store, in batches
+//! discover, bootstrap, nodes ◄── registry              │
+//! token, revoke (Unix socket) ─────────────────────────┘
+//! ```
+//!
+//! It manages and does not control: with it gone everything goes on but joining, renewing and revoking.
+//!
+//! - [`registry`]: members, records, health, discovery, seeds; a state machine
+//! - [`enrolment`]: who may join; a function
+//! - [`io`]: HTTPS, the Unix socket, SQLite, the files of the authority
+
+pub mod config;
+pub mod enrolment;
+pub mod io;
+pub mod limiter;
+pub mod page;
+pub mod registry;
+
+pub use config::Config;

@@ -1,0 +1,192 @@
+//! The coordinator's HTTP API: routes, who may use them, and how a refusal looks.
+
+mod admin;
+mod discovery;
+mod enrol;
+mod problem;
+mod worker;
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use axum::{
+    Extension, Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, FromRequest, FromRequestParts, MatchedPath, Request},
+    http::{HeaderMap, StatusCode, header, request::Parts},
+    middleware::{self, Next},
+    response::Response,
+    routing::{delete, get, post},
+};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use rand::RngCore;
+use serde::de::DeserializeOwned;
+use wiremesh_certs::Verified;
+
+use super::shared::Shared;
+use crate::{api, clock};
+pub use problem::Problem;
+
+/// No request takes longer; the slowest wait for the database.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Where a request came from.
+#[derive(Clone, Copy, Debug)]
+pub struct Source(pub IpAddr);
+
+/// The state of all handlers.
+pub type State = axum::extract::State<Arc<Shared>>;
+
+/// What is served over TLS.
+pub fn public(shared: Arc<Shared>) -> Router {
+    let routes = Router::new()
+        .route("/", get(discovery::page))
+        .route("/health", get(discovery::health))
+        .route("/metrics", get(discovery::metrics))
+        .route("/api/enroll", post(enrol::enroll))
+        .route("/api/certs/renew", post(enrol::renew))
+        .route("/api/worker/register", post(worker::register))
+        .route("/api/worker/heartbeat", post(worker::heartbeat))
+        .route("/api/worker/unregister/{id}", delete(worker::unregister))
+        .route("/api/dht/bootstrap", get(discovery::bootstrap))
+        .route("/api/services/list", get(discovery::services))
+        .route("/api/services/discover/{service}", get(discovery::discover))
+        .route("/api/nodes/{node}", get(discovery::node))
+        .route("/api/revocations", get(discovery::revocations));
+    finish(routes, shared)
+}
+
+/// What is served on the Unix socket, to whoever may open it: the user that runs the coordinator.
+pub fn admin(shared: Arc<Shared>) -> Router {
+    let routes = Router::new()
+        .route("/health", get(discovery::health))
+        .route("/metrics", get(discovery::metrics))
+        .route("/tokens", post(admin::create_token).get(admin::list_tokens))
+        .route("/tokens/{id}/revoke", post(admin::revoke_token))
+        .route("/revocations", post(admin::revoke).get(discovery::revocations_for_admin));
+    finish(routes, shared)
+}
+
+fn finish(routes: Router<Arc<Shared>>, shared: Arc<Shared>) -> Router {
+    routes
+        .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path") })
+        .method_not_allowed_fallback(|| async {
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path is used with another method")
+        })
+        .layer(DefaultBodyLimit::max(api::MAX_REQUEST_BYTES))
+        .layer(middleware::from_fn_with_state(shared.clone(), around))
+        .with_state(shared)
+}
+
+/// Around every request: an id, a time limit, a count, and JSON also for refusals that axum made.
+async fn around(
+    axum::extract::State(shared): State,
+    route: Option<MatchedPath>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let id = RequestId(format!("{:016x}", shared.rng().next_u64()));
+    request.extensions_mut().insert(id.clone());
+    let route = route.map_or_else(|| "none".to_owned(), |route| route.as_str().to_owned());
+    let method = request.method().clone();
+    let mut response = match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Problem::new(StatusCode::SERVICE_UNAVAILABLE, "timeout", "the coordinator is too busy").into(),
+    };
+    let status = response.status();
+    let problem = response.extensions_mut().remove::<Problem>();
+    if let Some(problem) = problem {
+        shared.metrics.count_refused(problem.kind);
+        tracing::debug!(request = %id.0, %method, %route, %status, kind = problem.kind, why = %problem.message, "refused");
+        response = problem.render(&id.0);
+    }
+    shared.metrics.count_request(&route, status.as_u16());
+    if let Ok(value) = id.0.parse() {
+        response.headers_mut().insert("x-request-id", value);
+    }
+    response
+}
+
+#[derive(Clone)]
+struct RequestId(String);
+
+/// Who sends a request.
+#[derive(Clone, Debug)]
+pub enum Caller {
+    /// A member, by its proof.
+    Member(Verified),
+    /// Whoever has the admin key.
+    Admin,
+    /// Nobody said.
+    Anybody,
+}
+
+impl Caller {
+    /// For what only members do, each for itself.
+    pub fn member(self) -> Result<Verified, Problem> {
+        match self {
+            Caller::Member(verified) => Ok(verified),
+            Caller::Admin | Caller::Anybody => Err(Problem::unauthorized("this needs a member's proof")),
+        }
+    }
+
+    /// For reading the registry.
+    pub fn reader(self, shared: &Shared) -> Result<Option<Verified>, Problem> {
+        match self {
+            Caller::Member(verified) => Ok(Some(verified)),
+            Caller::Admin => Ok(None),
+            Caller::Anybody if shared.config.public_discovery => Ok(None),
+            Caller::Anybody => Err(Problem::unauthorized("reading this needs a member's proof or the admin key")),
+        }
+    }
+}
+
+impl FromRequestParts<Arc<Shared>> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Caller, Problem> {
+        let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+        who(&parts.headers, parts.method.as_str(), path, shared)
+    }
+}
+
+fn who(headers: &HeaderMap, method: &str, path: &str, shared: &Shared) -> Result<Caller, Problem> {
+    let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(Caller::Anybody) };
+    let value = value.to_str().map_err(|_| Problem::unauthorized("an authorization header that is not text"))?;
+    let (scheme, rest) = value.split_once(' ').unwrap_or((value, ""));
+    let is_admin = match scheme.to_ascii_lowercase().as_str() {
+        "bearer" => shared.is_admin_key(rest.trim()),
+        // What a browser sends after asking; any user name, the admin key as password.
+        "basic" => BASE64_STANDARD
+            .decode(rest.trim())
+            .ok()
+            .and_then(|decoded| String::from_utf8(decoded).ok())
+            .and_then(|text| text.split_once(':').map(|(_, password)| shared.is_admin_key(password)))
+            .unwrap_or(false),
+        _ => {
+            let trust = shared.trust.current();
+            let checked = shared.proofs().check(value, method, path, &trust, clock::unix());
+            return checked.map(Caller::Member).map_err(Problem::from);
+        }
+    };
+    if is_admin { Ok(Caller::Admin) } else { Err(Problem::unauthorized("this is not the admin key")) }
+}
+
+/// A JSON body of at most [`api::MAX_REQUEST_BYTES`]; what is wrong with it is said in JSON.
+pub struct Body<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<Arc<Shared>> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, shared: &Arc<Shared>) -> Result<Body<T>, Problem> {
+        let bytes = Bytes::from_request(request, shared).await.map_err(|rejection| {
+            let kind = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE { "body_too_large" } else { "bad_body" };
+            Problem::new(rejection.status(), kind, "the body could not be read, or is longer than 64 KiB")
+        })?;
+        serde_json::from_slice(&bytes).map(Body).map_err(|error| Problem::bad_request("bad_body", error))
+    }
+}
+
+/// Requests on the Unix socket come from this machine.
+pub fn with_source(router: Router, source: IpAddr) -> Router {
+    router.layer(Extension(Source(source)))
+}

@@ -1,0 +1,113 @@
+//! What the operator does over the Unix socket: tokens and revocations.
+
+use std::time::Duration;
+
+use axum::{Json, extract::Path, http::StatusCode};
+use wiremesh_certs::{JoinToken, MAX_GROUPS, MAX_SERVICES, MAX_URLS};
+
+use super::{Body, Problem, State};
+use crate::{
+    api::admin::{CreateToken, CreatedToken, Revoke, Revoked, Token, Tokens},
+    clock,
+    coordinator::{config::public_url, enrolment, io::store::Target},
+};
+
+/// Nobody needs a token that outlives this.
+const MAX_TOKEN_LIFE: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// `POST /tokens`
+pub async fn create_token(
+    axum::extract::State(shared): State,
+    Body(body): Body<CreateToken>,
+) -> Result<Json<CreatedToken>, Problem> {
+    let bad = |message: String| Problem::bad_request("bad_token_request", message);
+    if body.uses == 0 {
+        return Err(bad("a token needs at least one use".to_owned()));
+    }
+    if body.groups.len() > MAX_GROUPS || body.services.len() > MAX_SERVICES {
+        return Err(bad(format!("at most {MAX_GROUPS} groups and {MAX_SERVICES} services")));
+    }
+    let urls = if body.urls.is_empty() {
+        shared.urls.clone()
+    } else {
+        body.urls.iter().map(|url| public_url(url)).collect::<Result<_, _>>().map_err(|error| bad(error.to_string()))?
+    };
+    if urls.is_empty() || urls.len() > MAX_URLS {
+        let problem = Problem::new(StatusCode::BAD_REQUEST, "no_url", "the token must say where the coordinator is");
+        return Err(problem.hint("give --url https://HOST:PORT, or set public_urls in the coordinator's configuration"));
+    }
+    let now = clock::unix();
+    let ca = shared.authority.certificate();
+    let token = JoinToken::generate(urls, ca.mesh().clone(), ca.fingerprint(), &mut shared.rng())
+        .map_err(|error| bad(error.to_string()))?;
+    let secret_hash = token.secret_hash();
+    let kept = enrolment::Token {
+        id: hex::encode(&secret_hash[..6]),
+        name: body.name,
+        groups: body.groups,
+        services: body.services,
+        uses: body.uses,
+        used: 0,
+        created_at: now,
+        expires_at: now.plus(Duration::from_secs(body.ttl_secs).min(MAX_TOKEN_LIFE)),
+        revoked_at: None,
+    };
+    shared.store.add_token(&kept, &secret_hash).await?;
+    tracing::info!(token = %kept.id, uses = kept.uses, until = %kept.expires_at, "join token made");
+    Ok(Json(CreatedToken {
+        id: kept.id,
+        token: token.to_text().to_string(),
+        expires_at: kept.expires_at,
+        uses: kept.uses,
+    }))
+}
+
+/// `GET /tokens`
+pub async fn list_tokens(axum::extract::State(shared): State) -> Result<Json<Tokens>, Problem> {
+    let now = clock::unix();
+    let tokens = shared.store.tokens().await?;
+    let tokens = tokens.into_iter().map(|token| Token {
+        state: token.state(now).to_owned(),
+        id: token.id,
+        name: token.name,
+        groups: token.groups,
+        services: token.services,
+        uses: token.uses,
+        used: token.used,
+        created_at: token.created_at,
+        expires_at: token.expires_at,
+    });
+    Ok(Json(Tokens { tokens: tokens.collect() }))
+}
+
+/// `POST /tokens/{id}/revoke`
+pub async fn revoke_token(
+    axum::extract::State(shared): State,
+    Path(id): Path<String>,
+) -> Result<Json<serde_json::Value>, Problem> {
+    shared.store.revoke_token(&id, clock::unix()).await?;
+    tracing::info!(token = %id, "join token revoked");
+    Ok(Json(serde_json::json!({ "id": id, "state": "revoked" })))
+}
+
+/// `POST /revocations`
+pub async fn revoke(axum::extract::State(shared): State, Body(body): Body<Revoke>) -> Result<Json<Revoked>, Problem> {
+    let target = match body {
+        Revoke { name: Some(name), identity: None, serial: None } => Target::Name(name),
+        Revoke { name: None, identity: Some(identity), serial: None } => Target::Identity(identity),
+        Revoke { name: None, identity: None, serial: Some(serial) } => Target::Serial(serial),
+        _ => return Err(Problem::bad_request("bad_revocation", "exactly one of name, identity and serial")),
+    };
+    let now = clock::unix();
+    let revoked = shared.store.revoke(&target, now, |list| shared.authority.sign_revocations(list)).await?;
+    shared.set_revocations(revoked.signed, now)?;
+    match target {
+        Target::Name(_) | Target::Identity(_) => shared.registry().remove(revoked.identity),
+        // The member may have another certificate; it is heard again if so.
+        Target::Serial(_) => {
+            shared.registry().unregister(revoked.identity);
+        }
+    }
+    tracing::info!(identity = %revoked.identity, number = revoked.number, "revoked");
+    Ok(Json(Revoked { number: revoked.number, name: revoked.name }))
+}

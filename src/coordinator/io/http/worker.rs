@@ -1,0 +1,97 @@
+//! What members say about themselves, each for itself.
+
+use axum::{Json, extract::Path};
+use wiremesh_certs::{NodeRecord, Opened, Signed, UnixTime, Verified};
+
+use super::{Body, Caller, Problem, State};
+use crate::{
+    api::{HeartbeatRequest, HeartbeatResponse, MAX_CAPABILITIES_BYTES, RegisterRequest},
+    clock,
+    coordinator::{io::shared::Shared, registry::NodeKey},
+};
+
+/// `POST /api/worker/register`
+pub async fn register(
+    axum::extract::State(shared): State,
+    caller: Caller,
+    Body(body): Body<RegisterRequest>,
+) -> Result<Json<HeartbeatResponse>, Problem> {
+    let by = caller.member()?;
+    let length = serde_json::to_string(&body.capabilities).map_or(usize::MAX, |json| json.len());
+    if length > MAX_CAPABILITIES_BYTES {
+        return Err(Problem::bad_request("bad_capabilities", "capabilities longer than 8 KiB"));
+    }
+    let (opened, now) = open(&shared, &by, &body.record).await?;
+    if body.services.is_some_and(|services| services != opened.payload.services) {
+        return Err(Problem::bad_request("bad_services", "the services differ from those in the signed record"));
+    }
+    let introductions = shared.registry().handle_register(&by, opened, body.capabilities, body.dht_port, now)?;
+    Ok(Json(answer(&shared, &by, introductions, body.revocation_number)))
+}
+
+/// `POST /api/worker/heartbeat`
+pub async fn heartbeat(
+    axum::extract::State(shared): State,
+    caller: Caller,
+    Body(body): Body<HeartbeatRequest>,
+) -> Result<Json<HeartbeatResponse>, Problem> {
+    let by = caller.member()?;
+    let (opened, now) = open(&shared, &by, &body.record).await?;
+    let introductions = shared.registry().handle_heartbeat(&by, opened, now)?;
+    Ok(Json(answer(&shared, &by, introductions, body.revocation_number)))
+}
+
+/// `DELETE /api/worker/unregister/{id}`
+pub async fn unregister(
+    axum::extract::State(shared): State,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<serde_json::Value>, Problem> {
+    let key = NodeKey::parse(&id).ok_or_else(|| Problem::bad_request("bad_node", "not a name, address or identity"))?;
+    let found = shared.registry().node(&key).map(|(member, _)| (member.identity, member.name.clone()));
+    let allowed = match &caller {
+        Caller::Member(by) => found.as_ref().is_some_and(|(identity, _)| *identity == by.id()),
+        Caller::Admin => true,
+        Caller::Anybody => return Err(Problem::unauthorized("this needs the member's proof or the admin key")),
+    };
+    if !allowed {
+        return Err(Problem::forbidden("not_yours", "a member may unregister itself only"));
+    }
+    let (identity, name) = found.ok_or_else(|| Problem::not_found(format!("there is no member {id}")))?;
+    let was_there = shared.registry().unregister(identity);
+    tracing::info!(%name, %identity, "left");
+    Ok(Json(serde_json::json!({ "worker_id": name, "unregistered": was_there })))
+}
+
+/// Checks a record and makes sure that whoever sent it is in the registry.
+async fn open(
+    shared: &Shared,
+    by: &Verified,
+    record: &Signed<NodeRecord>,
+) -> Result<(Opened<NodeRecord>, UnixTime), Problem> {
+    let now = clock::unix();
+    let opened = shared.trust.current().open(record, now)?;
+    if !shared.registry().knows(by.id()) {
+        shared.adopt(by, now).await?;
+    }
+    Ok((opened, now))
+}
+
+fn answer(
+    shared: &Shared,
+    by: &Verified,
+    introductions: Vec<Signed<NodeRecord>>,
+    revocation_number: u64,
+) -> HeartbeatResponse {
+    shared.metrics.heartbeats.inc();
+    let number = shared.trust.current().revocation_number();
+    let revocations = shared.revocations().filter(|_| revocation_number < number);
+    HeartbeatResponse {
+        revocation_number: number,
+        revocations: revocations.map(|signed| signed.as_ref().clone()),
+        introductions,
+        coordinators: shared.urls.clone(),
+        interval_secs: shared.config.heartbeat_interval.as_secs(),
+        register: !shared.registry().is_registered(by.id()),
+    }
+}

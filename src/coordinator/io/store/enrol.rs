@@ -1,0 +1,258 @@
+//! Joining and renewing: what is known is read, the decision made, and everything written, in one transaction.
+
+use sqlx::{Row, Sqlite, Transaction};
+use wiremesh_certs::{
+    AllowedServices, CertificateRequest, Chain, GroupName, IssueError, NodeId, NodeName, OverlayIp, Serial,
+    ServiceName, UnixTime, Verified, WgPublicKey, allowed_services,
+};
+
+use super::{Store, StoreError, from_json, integer, node_id, parsed, to_json, tokens, unsigned};
+use crate::coordinator::{
+    enrolment::{self, Facts, Holder, Refusal},
+    registry::Member,
+};
+
+/// What a certificate is to say.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    /// Whom it is for.
+    pub member: Member,
+    /// Its groups.
+    pub groups: Vec<GroupName>,
+    /// What it may offer.
+    pub services: AllowedServices,
+}
+
+/// Signs a grant; also says serial number and end of what it signed.
+pub trait Issue: FnOnce(&Grant) -> Result<(Chain, Serial, UnixTime), IssueError> + Send {}
+
+impl<F: FnOnce(&Grant) -> Result<(Chain, Serial, UnixTime), IssueError> + Send> Issue for F {}
+
+impl Store {
+    /// Lets a machine join, or says why not.
+    pub async fn enrol(
+        &self,
+        request: &CertificateRequest,
+        secret_hash: &[u8; 32],
+        now: UnixTime,
+        issue: impl Issue,
+    ) -> Result<(Member, Chain), StoreError> {
+        let mut tx = self.begin().await?;
+        let mut facts = facts(&mut tx, request.identity, &request.name, request.wg).await?;
+        facts.token = tokens::by_hash(&mut tx, secret_hash).await?;
+        if let Some(token) = &facts.token {
+            facts.used_before = tokens::was_used_by(&mut tx, &token.id, request.identity).await?;
+        }
+        let decision = enrolment::decide(request, &facts, self.network, now)?;
+        let host = match decision.host {
+            Some(host) => host,
+            None => self.free_host(&mut tx, now).await?,
+        };
+        let member = self.member_at(host, request.identity, &request.name, request.wg)?;
+        let services = allowed_services(decision.token.services.clone());
+        let grant = Grant { member, groups: decision.token.groups.clone(), services };
+        if decision.charged {
+            tokens::charge(&mut tx, &decision.token.id, request.identity, now).await?;
+        }
+        write_member(&mut tx, host, &grant, now).await?;
+        let (chain, serial, not_after) = issue(&grant)?;
+        write_certificate(&mut tx, &serial, request.identity, now, not_after).await?;
+        tx.commit().await?;
+        Ok((grant.member, chain))
+    }
+
+    /// A fresh certificate for a member: the same name and address, groups and services.
+    pub async fn renew(&self, by: &Verified, now: UnixTime, issue: impl Issue) -> Result<(Member, Chain), StoreError> {
+        let mut tx = self.begin().await?;
+        let member = self.adopt_in(&mut tx, by, now).await?;
+        let row = sqlx::query("SELECT groups, services FROM members WHERE identity = ?")
+            .bind(by.id().0.as_slice())
+            .fetch_one(&mut *tx)
+            .await?;
+        let groups: Vec<GroupName> = from_json(row.try_get("groups")?)?;
+        let services: Option<Vec<ServiceName>> =
+            row.try_get::<Option<&str>, _>("services")?.map(from_json).transpose()?;
+        let services = services.map_or(AllowedServices::Any, AllowedServices::Only);
+        let grant = Grant { member, groups, services };
+        let (chain, serial, not_after) = issue(&grant)?;
+        write_certificate(&mut tx, &serial, by.id(), now, not_after).await?;
+        tx.commit().await?;
+        Ok((grant.member, chain))
+    }
+
+    /// Takes in a member whose certificate our authority signed but that the registry does not know: it was signed
+    /// offline, or its enrolment was cut off. Refused if anything it holds is another's.
+    pub async fn adopt(&self, by: &Verified, now: UnixTime) -> Result<Member, StoreError> {
+        let mut tx = self.begin().await?;
+        let member = self.adopt_in(&mut tx, by, now).await?;
+        tx.commit().await?;
+        Ok(member)
+    }
+
+    async fn adopt_in(
+        &self,
+        tx: &mut Transaction<'_, Sqlite>,
+        by: &Verified,
+        now: UnixTime,
+    ) -> Result<Member, StoreError> {
+        let facts = facts(tx, by.id(), by.name(), by.wg()).await?;
+        if let Some(host) = enrolment::unclaimed(by.id(), by.name(), by.wg(), &facts, self.network)? {
+            let row = sqlx::query("SELECT * FROM members WHERE identity = ? AND host = ?")
+                .bind(by.id().0.as_slice())
+                .bind(integer(host))
+                .fetch_one(&mut **tx)
+                .await?;
+            let member = self.member(&row)?;
+            return if member.address == by.address() {
+                Ok(member)
+            } else {
+                Err(Refusal::AddressTaken(by.address()).into())
+            };
+        }
+        let host = enrolment::host_of(self.network, by.address()).ok_or(StoreError::Corrupt("place in the network"))?;
+        let holder: Option<Vec<u8>> = sqlx::query_scalar("SELECT identity FROM members WHERE host = ?")
+            .bind(integer(host))
+            .fetch_optional(&mut **tx)
+            .await?;
+        if holder.is_some() {
+            return Err(Refusal::AddressTaken(by.address()).into());
+        }
+        let member = self.member_at(host, by.id(), by.name(), by.wg())?;
+        let grant = Grant { member, groups: by.groups().to_vec(), services: by.services().clone() };
+        write_member(tx, host, &grant, now).await?;
+        write_certificate(tx, &by.serial(), by.id(), by.not_before(), by.not_after()).await?;
+        Ok(grant.member)
+    }
+
+    fn member_at(&self, host: u64, identity: NodeId, name: &NodeName, wg: WgPublicKey) -> Result<Member, StoreError> {
+        let address = enrolment::address_of(self.network, host).ok_or(Refusal::NetworkFull(self.network))?;
+        Ok(Member { identity, name: name.clone(), address, wg })
+    }
+
+    /// The place after the highest, so that addresses are not given again soon; when the end is reached, the lowest
+    /// free one.
+    async fn free_host(&self, tx: &mut Transaction<'_, Sqlite>, now: UnixTime) -> Result<u64, StoreError> {
+        let last = enrolment::last_host(self.network);
+        let highest: Option<i64> = sqlx::query_scalar("SELECT MAX(host) FROM members").fetch_one(&mut **tx).await?;
+        let next = match highest {
+            Some(highest) => (unsigned(highest, "place in the network")? + 1).max(enrolment::FIRST_HOST),
+            None => enrolment::FIRST_HOST,
+        };
+        if next <= last {
+            return Ok(next);
+        }
+        sqlx::query(
+            "DELETE FROM members WHERE revoked_at IS NOT NULL AND NOT EXISTS
+             (SELECT 1 FROM certificates c WHERE c.identity = members.identity AND c.not_after > ?)",
+        )
+        .bind(integer(now.0))
+        .execute(&mut **tx)
+        .await?;
+        let gap: Option<i64> = sqlx::query_scalar(
+            "SELECT MIN(m.host) + 1 FROM (SELECT ?1 AS host UNION SELECT host FROM members) m
+             WHERE m.host + 1 BETWEEN ?1 + 1 AND ?2
+             AND NOT EXISTS (SELECT 1 FROM members n WHERE n.host = m.host + 1)",
+        )
+        .bind(integer(enrolment::FIRST_HOST - 1))
+        .bind(integer(last))
+        .fetch_one(&mut **tx)
+        .await?;
+        let gap = gap.ok_or(Refusal::NetworkFull(self.network))?;
+        unsigned(gap, "place in the network")
+    }
+}
+
+async fn facts(
+    tx: &mut Transaction<'_, Sqlite>,
+    identity: NodeId,
+    name: &NodeName,
+    wg: WgPublicKey,
+) -> Result<Facts, StoreError> {
+    let same_identity = sqlx::query("SELECT identity, name, host, revoked_at FROM members WHERE identity = ?")
+        .bind(identity.0.as_slice())
+        .fetch_optional(&mut **tx)
+        .await?;
+    let same_name =
+        sqlx::query("SELECT identity, name, host, revoked_at FROM members WHERE name = ? AND revoked_at IS NULL")
+            .bind(name.as_str())
+            .fetch_optional(&mut **tx)
+            .await?;
+    let key_holder: Option<Vec<u8>> = sqlx::query_scalar("SELECT identity FROM wireguard_keys WHERE wireguard_key = ?")
+        .bind(wg.0.as_slice())
+        .fetch_optional(&mut **tx)
+        .await?;
+    let revoked: Option<i64> = sqlx::query_scalar("SELECT 1 FROM revocations WHERE kind = 'identity' AND value = ?")
+        .bind(identity.0.as_slice())
+        .fetch_optional(&mut **tx)
+        .await?;
+    Ok(Facts {
+        token: None,
+        used_before: false,
+        same_identity: same_identity.as_ref().map(holder).transpose()?,
+        identity_revoked: revoked.is_some(),
+        same_name: same_name.as_ref().map(holder).transpose()?,
+        key_holder: key_holder.map(node_id).transpose()?,
+    })
+}
+
+fn holder(row: &sqlx::sqlite::SqliteRow) -> Result<Holder, StoreError> {
+    Ok(Holder {
+        identity: node_id(row.try_get("identity")?)?,
+        name: parsed(row.try_get("name")?, "name")?,
+        host: unsigned(row.try_get("host")?, "place in the network")?,
+        revoked: row.try_get::<Option<i64>, _>("revoked_at")?.is_some(),
+    })
+}
+
+async fn write_member(
+    tx: &mut Transaction<'_, Sqlite>,
+    host: u64,
+    grant: &Grant,
+    now: UnixTime,
+) -> Result<(), StoreError> {
+    let services = match &grant.services {
+        AllowedServices::Any => None,
+        AllowedServices::Only(services) => Some(to_json(services)),
+    };
+    let Member { identity, name, wg, address: OverlayIp(_) } = &grant.member;
+    sqlx::query(
+        "INSERT INTO members (identity, name, host, wireguard_key, groups, services, joined_at)
+         VALUES (?, ?, ?, ?, ?, ?, ?)
+         ON CONFLICT (identity) DO UPDATE SET
+             wireguard_key = excluded.wireguard_key, groups = excluded.groups, services = excluded.services",
+    )
+    .bind(identity.0.as_slice())
+    .bind(name.as_str())
+    .bind(integer(host))
+    .bind(wg.0.as_slice())
+    .bind(to_json(&grant.groups))
+    .bind(services)
+    .bind(integer(now.0))
+    .execute(&mut **tx)
+    .await?;
+    sqlx::query("INSERT INTO wireguard_keys (wireguard_key, identity) VALUES (?, ?) ON CONFLICT DO NOTHING")
+        .bind(wg.0.as_slice())
+        .bind(identity.0.as_slice())
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+async fn write_certificate(
+    tx: &mut Transaction<'_, Sqlite>,
+    serial: &Serial,
+    identity: NodeId,
+    issued_at: UnixTime,
+    not_after: UnixTime,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO certificates (serial, identity, issued_at, not_after) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+    )
+    .bind(serial.0.as_slice())
+    .bind(identity.0.as_slice())
+    .bind(integer(issued_at.0))
+    .bind(integer(not_after.0))
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}

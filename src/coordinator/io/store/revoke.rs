@@ -1,0 +1,155 @@
+//! Revocations at rest: what is revoked, and the signed list that says so.
+
+use std::collections::BTreeSet;
+
+use sqlx::{Row, Sqlite, Transaction};
+use wiremesh_certs::{NodeId, NodeName, RevocationList, Serial, SignError, SignedRevocations, UnixTime};
+
+use super::{Store, StoreError, fact, integer, node_id, parsed, set_fact};
+
+/// What is to be revoked.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Target {
+    /// The member with this name, and all its certificates.
+    Name(NodeName),
+    /// This identity, and all its certificates.
+    Identity(NodeId),
+    /// One certificate.
+    Serial(Serial),
+}
+
+/// What was revoked.
+pub struct Revocation {
+    /// Whose it was.
+    pub identity: NodeId,
+    /// What that member is called.
+    pub name: Option<NodeName>,
+    /// The list that says so.
+    pub number: u64,
+    /// The same, signed.
+    pub signed: SignedRevocations,
+}
+
+impl Store {
+    /// Revokes and signs the next list, or does neither.
+    pub async fn revoke(
+        &self,
+        target: &Target,
+        now: UnixTime,
+        sign: impl FnOnce(&RevocationList) -> Result<SignedRevocations, SignError> + Send,
+    ) -> Result<Revocation, StoreError> {
+        let mut tx = self.begin().await?;
+        let (identity, serial) = find(&mut tx, target).await?;
+        let (kind, value, ends_at) = match &serial {
+            Some((serial, not_after)) => ("serial", serial.0.to_vec(), *not_after),
+            None => ("identity", identity.0.to_vec(), last_end(&mut tx, identity, now).await?),
+        };
+        sqlx::query(
+            "INSERT INTO revocations (kind, value, revoked_at, ends_at) VALUES (?, ?, ?, ?)
+             ON CONFLICT (kind, value) DO UPDATE SET ends_at = MAX(ends_at, excluded.ends_at)",
+        )
+        .bind(kind)
+        .bind(value)
+        .bind(integer(now.0))
+        .bind(ends_at)
+        .execute(&mut *tx)
+        .await?;
+        let name: Option<String> = sqlx::query_scalar("SELECT name FROM members WHERE identity = ?")
+            .bind(identity.0.as_slice())
+            .fetch_optional(&mut *tx)
+            .await?;
+        if serial.is_none() {
+            sqlx::query("UPDATE members SET revoked_at = COALESCE(revoked_at, ?), record = NULL WHERE identity = ?")
+                .bind(integer(now.0))
+                .bind(identity.0.as_slice())
+                .execute(&mut *tx)
+                .await?;
+        }
+        let list = next_list(&mut tx, now).await?;
+        let signed = sign(&list)?;
+        set_fact(&mut tx, fact::REVOCATION_NUMBER, &list.number.to_be_bytes()).await?;
+        set_fact(&mut tx, fact::REVOCATIONS, signed.as_bytes()).await?;
+        tx.commit().await?;
+        let name = name.map(|name| parsed(name, "name")).transpose()?;
+        Ok(Revocation { identity, name, number: list.number, signed })
+    }
+
+    /// The list in force, if anything was ever revoked.
+    pub async fn revocations(&self) -> Result<Option<SignedRevocations>, StoreError> {
+        let bytes = self.fact(fact::REVOCATIONS).await?;
+        bytes
+            .map(|bytes| SignedRevocations::from_bytes(&bytes).map_err(|_| StoreError::Corrupt("revocation list")))
+            .transpose()
+    }
+}
+
+/// Whose it is; and the certificate with its end, if only that is meant.
+async fn find(
+    tx: &mut Transaction<'_, Sqlite>,
+    target: &Target,
+) -> Result<(NodeId, Option<(Serial, i64)>), StoreError> {
+    match target {
+        Target::Name(name) => {
+            let identity: Option<Vec<u8>> =
+                sqlx::query_scalar("SELECT identity FROM members WHERE name = ? AND revoked_at IS NULL")
+                    .bind(name.as_str())
+                    .fetch_optional(&mut **tx)
+                    .await?;
+            let identity = identity.ok_or_else(|| StoreError::NotFound(format!("member called {name}")))?;
+            Ok((node_id(identity)?, None))
+        }
+        Target::Identity(identity) => {
+            let known: Option<i64> = sqlx::query_scalar("SELECT 1 FROM members WHERE identity = ?")
+                .bind(identity.0.as_slice())
+                .fetch_optional(&mut **tx)
+                .await?;
+            known.ok_or_else(|| StoreError::NotFound(format!("member with identity {}", identity.to_hex())))?;
+            Ok((*identity, None))
+        }
+        Target::Serial(serial) => {
+            let row = sqlx::query("SELECT identity, not_after FROM certificates WHERE serial = ?")
+                .bind(serial.0.as_slice())
+                .fetch_optional(&mut **tx)
+                .await?
+                .ok_or_else(|| StoreError::NotFound(format!("certificate with serial {serial} that has not ended")))?;
+            Ok((node_id(row.try_get("identity")?)?, Some((*serial, row.try_get("not_after")?))))
+        }
+    }
+}
+
+/// When the last certificate of `identity` ends.
+async fn last_end(tx: &mut Transaction<'_, Sqlite>, identity: NodeId, now: UnixTime) -> Result<i64, StoreError> {
+    let end: Option<i64> = sqlx::query_scalar("SELECT MAX(not_after) FROM certificates WHERE identity = ?")
+        .bind(identity.0.as_slice())
+        .fetch_one(&mut **tx)
+        .await?;
+    Ok(end.unwrap_or(0).max(integer(now.0)))
+}
+
+async fn next_list(tx: &mut Transaction<'_, Sqlite>, now: UnixTime) -> Result<RevocationList, StoreError> {
+    let number: Option<Vec<u8>> = sqlx::query_scalar("SELECT value FROM facts WHERE key = ?")
+        .bind(fact::REVOCATION_NUMBER)
+        .fetch_optional(&mut **tx)
+        .await?;
+    let number = match number {
+        Some(bytes) => u64::from_be_bytes(bytes.try_into().map_err(|_| StoreError::Corrupt("revocation number"))?),
+        None => 0,
+    };
+    let rows = sqlx::query("SELECT kind, value FROM revocations WHERE ends_at >= ?")
+        .bind(integer(now.0))
+        .fetch_all(&mut **tx)
+        .await?;
+    let (mut serials, mut identities) = (BTreeSet::new(), BTreeSet::new());
+    for row in rows {
+        let value: Vec<u8> = row.try_get("value")?;
+        match row.try_get::<String, _>("kind")?.as_str() {
+            "serial" => {
+                serials.insert(Serial(value.try_into().map_err(|_| StoreError::Corrupt("serial number"))?));
+            }
+            _ => {
+                identities.insert(node_id(value)?);
+            }
+        }
+    }
+    Ok(RevocationList { number: number + 1, serials, identities })
+}

@@ -1,0 +1,116 @@
+//! The web page: who is in the mesh and what is offered, with the age of each fact. No script, no secrets.
+
+use std::fmt::Write;
+
+use wiremesh_certs::{ServiceName, UnixTime};
+
+use super::{Config, registry::Registry};
+use crate::{api::ServiceSummary, settings::Span};
+
+/// Rows of the member table. A page of more would serve nobody; the API has them all.
+pub const MAX_ROWS: usize = 500;
+
+const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;\
+color:#222;background:#fff}table{border-collapse:collapse;width:100%;margin:0 0 2rem}\
+th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #ddd;vertical-align:top}\
+th{font-weight:600}.silent,.none{color:#999}.healthy{color:#076}caption{text-align:left;color:#666;padding:.3rem .6rem}\
+@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}th,td{border-color:#333}}";
+
+/// Renders the page as of `now`.
+pub fn render(config: &Config, registry: &Registry, now: UnixTime) -> String {
+    let counts = registry.counts(now);
+    let mut page = String::with_capacity(16 * 1024);
+    let mesh = escaped(config.mesh.as_str());
+    let _ = write!(
+        page,
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">\
+         <title>{mesh} · wiremesh</title><style>{STYLE}</style><h1>{mesh}</h1>\
+         <p>{} of {} members heard from within the last {}. Network {}. As of {now}.</p>",
+        counts.healthy,
+        counts.enrolled,
+        Span(config.heartbeat_interval * super::registry::MISSED_INTERVALS),
+        config.network,
+    );
+    members(&mut page, registry, counts.enrolled, now);
+    services(&mut page, registry.services(&config.catalog, now));
+    let _ = write!(page, "<p class=none>wiremesh {}</p></html>", env!("CARGO_PKG_VERSION"));
+    page
+}
+
+fn members(page: &mut String, registry: &Registry, enrolled: usize, now: UnixTime) {
+    page.push_str("<h2>Members</h2><table>");
+    if enrolled > MAX_ROWS {
+        let _ = write!(page, "<caption>The first {MAX_ROWS} of {enrolled}, by name.</caption>");
+    }
+    page.push_str("<tr><th>Name<th>Address<th>State<th>Last heard<th>Load<th>Services<th>Tunnel");
+    for (member, presence) in registry.members(MAX_ROWS) {
+        let (name, address) = (escaped(member.name.as_str()), member.address);
+        let Some(presence) = presence else {
+            let _ = write!(page, "<tr><td>{name}<td>{address}<td class=none>not registered<td><td><td><td>");
+            continue;
+        };
+        let state = if registry.is_healthy(presence, now) { "healthy" } else { "silent" };
+        let age = Span(now.saturating_since(presence.last_heartbeat));
+        let services: Vec<_> = presence.record.services.iter().map(ServiceName::as_str).collect();
+        let tunnel = presence.record.tunnel_url.as_ref().map(|url| escaped(url.as_str())).unwrap_or_default();
+        let _ = write!(
+            page,
+            "<tr><td>{name}<td>{address}<td class={state}>{state}<td>{age} ago<td>{}&nbsp;%<td>{}<td>{tunnel}",
+            presence.record.load.percent(),
+            escaped(&services.join(", ")),
+        );
+    }
+    page.push_str("</table>");
+}
+
+fn services(page: &mut String, services: std::collections::BTreeMap<ServiceName, ServiceSummary>) {
+    page.push_str("<h2>Services</h2><table><tr><th>Service<th>Healthy workers<th>Tier<th>Requires");
+    for (name, summary) in services {
+        let tier = match &summary.tier {
+            Some(serde_json::Value::String(word)) => word.clone(),
+            Some(other) => other.to_string(),
+            None => String::new(),
+        };
+        let _ = write!(
+            page,
+            "<tr><td>{}<td>{}<td>{}<td>{}",
+            escaped(name.as_str()),
+            summary.healthy_workers,
+            escaped(&tier),
+            escaped(&summary.requires.join(", ")),
+        );
+    }
+    page.push_str("</table>");
+}
+
+fn escaped(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '<' => safe.push_str("&lt;"),
+            '>' => safe.push_str("&gt;"),
+            '&' => safe.push_str("&amp;"),
+            '"' => safe.push_str("&quot;"),
+            '\'' => safe.push_str("&#39;"),
+            other => safe.push(other),
+        }
+    }
+    safe
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Layers;
+
+    #[test]
+    fn what_others_say_is_text_and_never_markup() {
+        let layers = Layers::new().file("x", "[catalog.ocr]\ntier = '<script>alert(1)</script>'").unwrap();
+        let config = Config::from_layers(layers).unwrap();
+
+        let page = render(&config, &Registry::new(config.heartbeat_interval), UnixTime(0));
+
+        assert!(page.contains("&lt;script&gt;") && !page.contains("<script"));
+        assert!(page.contains("0 of 0 members heard from within the last 30s"));
+    }
+}

@@ -1,0 +1,223 @@
+//! The task that runs searches: first in the table, then at the coordinator, each within its deadline.
+//!
+//! However many ask for one thing, one search runs for it; they are all told its end.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use tokio::sync::{mpsc, watch};
+use wiremesh_certs::{NodeRecord, ServiceName, Signed};
+
+use super::{
+    Discover,
+    shared::{Shared, Sought},
+    table::{Order, Progress},
+};
+use crate::{
+    clock,
+    directory::{
+        entry::Entry,
+        fingers::{Answer, LookupId, Outcome, Source},
+        key::{Key, bucket_of},
+    },
+    task::CancellationToken,
+};
+
+/// Searches at a time; further ones wait in the queue.
+const MAX_RUNNING: usize = 64;
+/// Searches that wait; beyond it they end at once, without having found anything.
+pub const MAX_WAITING: usize = 256;
+/// The coordinator is given so long to answer.
+const HTTP_DEADLINE: Duration = Duration::from_secs(3);
+/// Records taken from one answer of the coordinator.
+const MAX_DISCOVERED: usize = 256;
+
+/// What to search for, and where to tell the end.
+pub enum Search {
+    /// The workers of a service.
+    Service { service: ServiceName, lookup: LookupId, why: Why, told: watch::Sender<Option<Option<Answer>>> },
+    /// A member's record.
+    Member { sought: Sought, told: watch::Sender<Option<Option<Entry>>> },
+}
+
+/// Whether somebody waits for it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Why {
+    /// A question.
+    Asked,
+    /// An answer that was given already and has become old.
+    Refresh,
+}
+
+/// Where searches go.
+pub struct Lookups {
+    pub shared: Arc<Shared>,
+    pub discover: Arc<dyn Discover>,
+    /// None while the table is disabled.
+    pub table: Option<mpsc::Sender<Order>>,
+    /// How long the table is given to answer.
+    pub deadline: Duration,
+}
+
+impl Lookups {
+    /// Runs until asked to stop.
+    pub async fn run(self, mut searches: mpsc::Receiver<Search>, stop: CancellationToken) -> anyhow::Result<()> {
+        let mut running: FuturesUnordered<BoxFuture<'_, ()>> = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                Some(search) = searches.recv(), if running.len() < MAX_RUNNING => {
+                    running.push(Box::pin(self.search(search)));
+                }
+                Some(()) = running.next() => {}
+            }
+        }
+    }
+
+    async fn search(&self, search: Search) {
+        match search {
+            Search::Service { service, lookup, why, told } => {
+                let (outcome, more) = self.find(&service, why).await;
+                let (unix, now) = (clock::unix(), clock::now());
+                let answer = {
+                    let mut memory = self.shared.memory();
+                    memory.lookups.remove(&lookup);
+                    memory.fingers.on_outcome(&service, lookup, outcome, unix, now)
+                };
+                let _ = told.send(Some(answer));
+                self.take_more(&service, more).await;
+            }
+            Search::Member { sought, told } => {
+                let found = self.resolve(&sought).await;
+                {
+                    let mut memory = self.shared.memory();
+                    memory.resolving.remove(&sought);
+                    if found.is_none() {
+                        memory.on_unresolved(sought, clock::now());
+                    }
+                }
+                let _ = told.send(Some(found));
+            }
+        }
+    }
+
+    /// The workers of a service, and where later answers of the table will come from.
+    async fn find(&self, service: &ServiceName, why: Why) -> (Outcome, Option<mpsc::Receiver<Progress>>) {
+        let mut local = Outcome::Unreachable;
+        if self.table.is_some() {
+            self.count(Source::Dht, why);
+            let (found, more) = self.find_in_table(service).await;
+            let is_offered = found.entries.iter().any(|entry| entry.offers(service));
+            if found.was_answered && is_offered {
+                return (Outcome::Found(found.entries, Source::Dht), more);
+            }
+            // Only we ourselves answered, or nobody is known there: the coordinator may know of others.
+            if !found.entries.is_empty() {
+                local = Outcome::Found(found.entries, Source::Dht);
+            } else if found.was_answered {
+                local = Outcome::Nobody;
+            }
+        }
+        self.count(Source::Http, why);
+        let outcome = match self.discover(service).await {
+            Some(discovered) if !discovered.is_empty() => {
+                let local = if let Outcome::Found(entries, _) = local { entries } else { Vec::new() };
+                let others = discovered.iter().any(|entry| !local.iter().any(|known| known.id() == entry.id()));
+                let source = if others { Source::Http } else { Source::Dht };
+                Outcome::Found([local, discovered].concat(), source)
+            }
+            Some(_) if matches!(local, Outcome::Unreachable) => Outcome::Nobody,
+            Some(_) | None => local,
+        };
+        (outcome, None)
+    }
+
+    /// One bucket of the service; where it is empty the first one, which always has a sample.
+    async fn find_in_table(&self, service: &ServiceName) -> (Progress, Option<mpsc::Receiver<Progress>>) {
+        let bits = self.shared.memory().spread.bits(service);
+        let mut any_answered = false;
+        for bits in if bits == 0 { vec![0] } else { vec![bits, 0] } {
+            // Readers spread over the buckets as writers do.
+            let bucket = bucket_of(&self.shared.anybody(), bits);
+            let (progress, more) = self.get(Key::Service { service: service.clone(), bits, bucket }).await;
+            let live = progress.entries.iter().filter(|entry| entry.offers(service)).count();
+            if progress.was_answered {
+                self.shared.memory().spread.on_count(service, bits, live);
+            }
+            any_answered |= progress.was_answered;
+            if live > 0 || bits == 0 {
+                return (Progress { was_answered: any_answered, ..progress }, more);
+            }
+        }
+        (Progress::default(), None)
+    }
+
+    async fn resolve(&self, sought: &Sought) -> Option<Entry> {
+        let key = match sought {
+            Sought::Address(address) => Key::Address(*address),
+            Sought::Name(name) => Key::Name(name.clone()),
+        };
+        let (progress, _) = self.get(key.clone()).await;
+        // An introduction may have brought it meanwhile; whatever was found is remembered there too.
+        if !progress.entries.is_empty()
+            && let Some(entry) = self.shared.recall(sought)
+        {
+            return Some(entry);
+        }
+        let asked = tokio::time::timeout(HTTP_DEADLINE, self.discover.node(sought)).await;
+        match asked.map_err(anyhow::Error::from).and_then(|answer| answer) {
+            Ok(Some(record)) => {
+                let entry = self.shared.open(&record).ok().filter(|entry| entry.belongs_under(&key));
+                entry.iter().for_each(|entry| drop(self.shared.learn(entry)));
+            }
+            Ok(None) => {}
+            Err(error) => tracing::debug!("asking the coordinator for a member: {error:#}"),
+        }
+        self.shared.recall(sought)
+    }
+
+    /// Looks a key up in the table. Returns at the first answer; more may follow.
+    async fn get(&self, key: Key) -> (Progress, Option<mpsc::Receiver<Progress>>) {
+        let Some(table) = &self.table else { return (Progress::default(), None) };
+        // The first answer and the end.
+        let (progress, mut answers) = mpsc::channel(2);
+        if table.try_send(Order::Get { key, deadline: self.deadline, progress }).is_err() {
+            return (Progress::default(), None);
+        }
+        match answers.recv().await {
+            Some(first) => (first, Some(answers)),
+            None => (Progress::default(), None),
+        }
+    }
+
+    /// What other storers knew, after the question has been answered.
+    async fn take_more(&self, service: &ServiceName, more: Option<mpsc::Receiver<Progress>>) {
+        let Some(mut more) = more else { return };
+        if let Some(rest) = more.recv().await {
+            let (unix, now) = (clock::unix(), clock::now());
+            self.shared.memory().fingers.on_more(service, &rest.entries, unix, now);
+        }
+    }
+
+    /// The coordinator's answer; none if it gave none.
+    async fn discover(&self, service: &ServiceName) -> Option<Vec<Entry>> {
+        let asked = tokio::time::timeout(HTTP_DEADLINE, self.discover.discover(service)).await;
+        let records: Vec<Signed<NodeRecord>> = match asked.map_err(anyhow::Error::from).and_then(|answer| answer) {
+            Ok(records) => records,
+            Err(error) => {
+                tracing::debug!(%service, "asking the coordinator: {error:#}");
+                return None;
+            }
+        };
+        let now = clock::unix();
+        let opened = records.iter().take(MAX_DISCOVERED).filter_map(|record| self.shared.open(record).ok());
+        let learnt: Vec<Entry> = opened.map(|entry| self.shared.learn(&entry)).collect();
+        Some(learnt.into_iter().filter(|entry| entry.offers(service) && !entry.is_expired(now)).collect())
+    }
+
+    fn count(&self, source: Source, why: Why) {
+        if why == Why::Asked {
+            self.shared.memory().fingers.on_asked(source);
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Runs a service's command: restarted when it ends, its output in our log, stopped by SIGTERM and then SIGKILL.
+//!
+//! The command leads a process group of its own, so that what it starts is stopped with it.
+
+use std::{process::Stdio, time::Duration};
+
+use anyhow::Context;
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, BufReader},
+    process::{Child, Command},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{backoff::Backoff, clock, services::ServiceConfig};
+
+/// A process that ran this long before it ended is restarted as if it had never failed.
+const STABLE_AFTER: Duration = Duration::from_secs(30);
+const RESTART_BASE: Duration = Duration::from_secs(1);
+const RESTART_CAP: Duration = Duration::from_secs(60);
+/// How long a process may take to end after SIGTERM.
+const STOP_GRACE: Duration = Duration::from_secs(10);
+/// The longest line of output that is logged; the rest of a longer one is another line.
+const MAX_LINE_BYTES: usize = 4096;
+
+pub(super) async fn run(config: ServiceConfig, stop: CancellationToken) -> anyhow::Result<()> {
+    let mut backoff = Backoff::new(RESTART_BASE, RESTART_CAP, seed_of(config.name.as_str()));
+    while !stop.is_cancelled() {
+        let started_at = clock::now();
+        match once(&config, &stop).await {
+            Ok(_) if stop.is_cancelled() => break,
+            Ok(status) => tracing::warn!(service = %config.name, %status, "command ended; starting it again"),
+            Err(error) => tracing::warn!(service = %config.name, "command does not start: {error:#}"),
+        }
+        if clock::now().saturating_duration_since(started_at) >= STABLE_AFTER {
+            backoff.reset();
+        }
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = tokio::time::sleep(backoff.next_delay()) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Runs the command until it ends or is asked to.
+async fn once(config: &ServiceConfig, stop: &CancellationToken) -> anyhow::Result<std::process::ExitStatus> {
+    let (program, arguments) = config.command.split_first().context("the command is empty")?;
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(|| format!("starting {program}"))?;
+    let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
+    let output = child.stdout.take();
+    let errors = child.stderr.take();
+    tracing::info!(service = %config.name, pid = group.map(Pid::as_raw), "command started");
+
+    let status = {
+        let copying = async {
+            tokio::join!(copy(output, config, "stdout"), copy(errors, config, "stderr"));
+            // The pipes may close before the process ends; it is the end of the process that counts.
+            std::future::pending::<()>().await;
+        };
+        tokio::pin!(copying);
+        tokio::select! {
+            status = child.wait() => status?,
+            () = &mut copying => unreachable!("copying never ends"),
+            () = stop.cancelled() => tokio::select! {
+                status = end(&mut child, group) => status?,
+                () = &mut copying => unreachable!("copying never ends"),
+            },
+        }
+    };
+    // What the command itself started and left behind.
+    if let Some(group) = group {
+        let _ = killpg(group, Signal::SIGKILL);
+    }
+    Ok(status)
+}
+
+/// SIGTERM to the whole group, SIGKILL after the grace.
+async fn end(child: &mut Child, group: Option<Pid>) -> std::io::Result<std::process::ExitStatus> {
+    if let Some(group) = group {
+        // Fails only if the group is gone already.
+        let _ = killpg(group, Signal::SIGTERM);
+    }
+    match tokio::time::timeout(STOP_GRACE, child.wait()).await {
+        Ok(status) => status,
+        Err(_) => {
+            tracing::warn!("command ignores SIGTERM; killed");
+            if let Some(group) = group {
+                let _ = killpg(group, Signal::SIGKILL);
+            }
+            child.wait().await
+        }
+    }
+}
+
+async fn copy(stream: Option<impl AsyncRead + Unpin>, config: &ServiceConfig, name: &'static str) {
+    let Some(stream) = stream else { return };
+    let mut lines = BufReader::with_capacity(MAX_LINE_BYTES, stream);
+    let mut line = Vec::new();
+    loop {
+        let Ok(part) = lines.fill_buf().await else { return };
+        if part.is_empty() {
+            return;
+        }
+        let room = MAX_LINE_BYTES - line.len();
+        let (taken, complete) = match part.iter().take(room).position(|&byte| byte == b'\n') {
+            Some(end) => (end + 1, true),
+            None => (part.len().min(room), part.len() >= room),
+        };
+        line.extend_from_slice(&part[..taken]);
+        lines.consume(taken);
+        if complete {
+            tracing::info!(service = %config.name, stream = name, "{}", String::from_utf8_lossy(&line).trim_end());
+            line.clear();
+        }
+    }
+}
+
+/// Services that failed together are not restarted together; chance enough for that is in their names.
+fn seed_of(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "what a test starts ends with its runtime")]
+mod tests {
+    use super::*;
+    use crate::services::Upstream;
+
+    fn shell(script: &str) -> ServiceConfig {
+        ServiceConfig {
+            name: "ocr".parse().unwrap(),
+            upstream: "http://127.0.0.1:9".parse::<Upstream>().unwrap(),
+            health: "/".into(),
+            command: ["sh", "-c", script].map(str::to_owned).to_vec(),
+            max_concurrency: 1,
+            queue: 0,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_command_that_is_asked_to_stop_gets_sigterm_and_may_clean_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let (ready, cleaned) = (folder.path().join("ready"), folder.path().join("cleaned"));
+        let script = format!(
+            "trap 'touch {}; exit 0' TERM; touch {}; while :; do sleep 0.05; done",
+            cleaned.display(),
+            ready.display()
+        );
+        let stop = CancellationToken::new();
+        let running = tokio::task::spawn(run(shell(&script), stop.clone()));
+        while !ready.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+
+        stop.cancel();
+
+        running.await.unwrap().unwrap();
+        assert!(cleaned.exists());
+    }
+
+    #[tokio::test]
+    async fn a_command_that_ends_is_started_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let count = folder.path().join("count");
+        let stop = CancellationToken::new();
+        let running = tokio::task::spawn(run(shell(&format!("echo run >> {}", count.display())), stop.clone()));
+
+        while std::fs::read_to_string(&count).unwrap_or_default().lines().count() < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+
+        stop.cancel();
+        running.await.unwrap().unwrap();
+    }
+}
