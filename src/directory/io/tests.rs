@@ -16,7 +16,7 @@ use crate::{
             Entry,
             testing::{Mesh, Node},
         },
-        fingers::{Answer, Source},
+        fingers::{Answer, Fingers, Source},
     },
 };
 
@@ -422,7 +422,8 @@ impl Member {
     async fn find_all(&self, name: &str, workers: usize) -> Answer {
         let begun = clock::now();
         loop {
-            let found = self.handle.find_anew(&service(name)).await;
+            self.handle.shared.memory().fingers = Fingers::default();
+            let found = self.handle.find(&service(name)).await;
             if let Some(answer) = found.filter(|answer| answer.workers.len() >= workers) {
                 return answer;
             }
