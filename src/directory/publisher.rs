@@ -113,7 +113,7 @@ impl Publisher {
         place.stored_by = stored_by;
         if !place.is_offered && place.failures >= WITHDRAWALS_AT_MOST {
             self.places.remove(key);
-        } else if stored_by * 2 < place.storers.len().max(place.wanted) {
+        } else if place.storers.len() < place.wanted || stored_by * 2 < place.storers.len() {
             let wait = RETRY_AFTER.saturating_mul(1 << place.failures.min(6)).min(RETRY_AT_MOST);
             place.failures = place.failures.saturating_add(1);
             place.is_due = true;
