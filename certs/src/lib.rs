@@ -9,6 +9,7 @@
 
 mod authority;
 mod certificate;
+pub mod cli;
 pub mod files;
 mod ids;
 mod keys;

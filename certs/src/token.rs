@@ -84,7 +84,9 @@ impl JoinToken {
             return Err(BadToken("it must name one to eight coordinators"));
         }
         let https = |url: &String| {
+            // Printable ASCII: `Url::parse` drops line ends and control characters, a terminal would obey them.
             url.len() <= MAX_URL_BYTES
+                && url.bytes().all(|byte| byte.is_ascii_graphic())
                 && url::Url::parse(url).is_ok_and(|url| url.scheme() == "https" && url.has_host())
         };
         if !self.urls.iter().all(https) {

@@ -107,6 +107,16 @@ impl Coordinator {
         Ok(answer["token"].as_str().with_context(|| format!("no token in {stdout}"))?.to_owned())
     }
 
+    /// Revokes a member with all its certificates, as its operator, through the coordinator's socket.
+    pub fn revoke(&self, name: &str) -> anyhow::Result<()> {
+        let socket = self.data().join("coordinator.sock");
+        let body = serde_json::json!({ "name": name });
+        self.node.block_on(|| async {
+            let revoked: Result<Value, _> = wiremesh::cli::socket::post(&socket, "/revocations", &body).await;
+            revoked.map(drop).map_err(|failure| failure.error.context("revoking"))
+        })
+    }
+
     /// Runs a `wiremesh` command beside it, with its configuration.
     pub fn command(&self, arguments: &[String]) -> anyhow::Result<Output> {
         let mut command: Command = self.place.wiremesh(&self.node)?;

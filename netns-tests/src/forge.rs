@@ -82,17 +82,8 @@ impl Identity {
 
 /// The authority of a mesh, taken from the coordinator's disk.
 pub fn authority_of(coordinator: &Coordinator) -> anyhow::Result<Authority> {
-    let mut certificate = None;
-    let mut key = None;
-    for entry in fs::read_dir(coordinator.data())? {
-        let text = fs::read_to_string(entry?.path()).unwrap_or_default();
-        if text.contains("BEGIN CERTIFICATE") {
-            certificate = certificate.or(Some(text));
-        } else if text.contains("BEGIN PRIVATE KEY") {
-            key = key.or(Some(text));
-        }
-    }
-    let (certificate, key) = (certificate.context("no certificate there")?, key.context("no key there")?);
+    let read = |name| fs::read_to_string(coordinator.data().join(name)).with_context(|| format!("reading {name}"));
+    let (certificate, key) = (read("ca.crt")?, read("ca.key")?);
     Ok(Authority::from_pem(&certificate, &key)?)
 }
 

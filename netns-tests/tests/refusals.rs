@@ -70,9 +70,7 @@ fn a_revoked_member_is_refused_at_once_where_the_news_has_come() {
         stolen.expect_published()?;
         stolen.get("/service/ocr")?.expect_ok()?;
 
-        let arguments = ["cert", "revoke", "--name", "stolen"].map(str::to_owned);
-        let revoked = mesh.coordinator.command(&arguments)?;
-        assert!(revoked.status.success(), "{}", String::from_utf8_lossy(&revoked.stderr));
+        mesh.coordinator.revoke("stolen")?;
 
         eventually("its requests are refused", Duration::from_secs(45), || {
             let answer = stolen.get("/service/ocr")?;
@@ -237,7 +235,6 @@ impl Mesh {
         let worker_is = eventually("the coordinator knows the worker", LIMIT, || {
             forge::who_is(&attacker, &coordinator, &authority, &member, "worker")
         })?;
-        worker.expect_published()?;
         Ok(Mesh { coordinator, worker, worker_is, attacker, authority, member })
     }
 

@@ -86,6 +86,11 @@ impl Records {
         }
     }
 
+    /// All of them, in no particular order.
+    pub fn all(&self) -> impl Iterator<Item = &Entry> {
+        self.members.values().map(|known| &known.entry)
+    }
+
     /// Members known.
     pub fn len(&self) -> usize {
         self.members.len()

@@ -96,6 +96,12 @@ impl Handle {
         self.shared.recall(&Sought::Address(address))
     }
 
+    /// Every record that is remembered and has not expired, for whoever wants an overview. Asks nobody.
+    pub fn remembered(&self) -> Vec<Entry> {
+        let unix = clock::unix();
+        self.shared.memory().records.all().filter(|entry| !entry.is_expired(unix)).cloned().collect()
+    }
+
     /// Publishes our record from now on, until the next. To be called with a freshly signed one well within its life,
     /// and whenever something in it has changed.
     pub fn publish(&self, record: &Signed<NodeRecord>) -> Result<(), Rejected> {
@@ -141,8 +147,8 @@ impl Handle {
     }
 
     /// Members worth keeping for the next start, most recently proven first.
-    pub fn contacts(&self) -> Vec<Signed<NodeRecord>> {
-        self.shared.memory().contacts.list().iter().map(|entry| entry.signed().clone()).collect()
+    pub fn contacts(&self) -> Vec<Entry> {
+        self.shared.memory().contacts.list()
     }
 
     /// New connections show this certificate from now on.

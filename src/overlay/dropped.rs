@@ -1,0 +1,173 @@
+//! Why packets went no further, and how often.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// Declares [`Dropped`] once, so that the list of all reasons and their labels cannot miss one.
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident = $label:literal,)+) => {
+        /// Why a packet went no further. Expected in normal running: counted, never logged above TRACE.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Dropped {
+            $($(#[doc = $doc])+ $name,)+
+        }
+
+        impl Dropped {
+            /// Every reason, in the order of declaration.
+            pub const ALL: &[Dropped] = &[$(Dropped::$name),+];
+
+            /// A short name that stays the same: a metric's label and a key in JSON.
+            pub fn label(self) -> &'static str {
+                match self {
+                    $(Dropped::$name => $label,)+
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Outbound: neither an IPv4 nor an IPv6 packet, or cut short.
+    NotIp = "not_ip",
+    /// Outbound: broadcast and multicast do not exist in the overlay.
+    Multicast = "multicast",
+    /// Outbound: the destination is no address of the overlay network, or our own.
+    NoRoute = "no_route",
+    /// Outbound: the source is not our overlay address; the other side would refuse it.
+    ForeignSource = "foreign_source",
+    /// Outbound: held for a destination that is being looked up or connected to, and displaced by later packets.
+    HeldTooMany = "held_too_many",
+    /// Outbound: held for a destination that was not reached in time.
+    HeldTooLong = "held_too_long",
+    /// Outbound: no member has this overlay address, as far as was found out a moment ago.
+    Unresolvable = "unresolvable",
+    /// Outbound: the peer has no endpoint that could be sent to.
+    NoPath = "no_path",
+    /// Both ways: a batch was full. It is drained between batches, so this is an overload of control traffic.
+    BatchFull = "batch_full",
+    /// Outbound: the operating system refused to send to an endpoint.
+    Unreachable = "unreachable",
+    /// Outbound: a datagram was larger than the way out takes.
+    TooBig = "too_big",
+    /// Inbound: no message of WireGuard or wiremesh, or cut short.
+    Garbage = "garbage",
+    /// Inbound: a handshake from a key nobody introduced.
+    UnknownKey = "unknown_key",
+    /// Inbound: for a session that is not or no longer there.
+    UnknownSession = "unknown_session",
+    /// Inbound: failed its authentication.
+    Forged = "forged",
+    /// Inbound: seen before, or too old to tell.
+    Replayed = "replayed",
+    /// Inbound: more handshakes than we care to answer; the sender was told to prove its address, or to wait.
+    HandshakeRate = "handshake_rate",
+    /// Inbound: the inner source address does not belong to the peer whose session carried it.
+    SpoofedSource = "spoofed_source",
+    /// Inbound: the inner destination is not our overlay address.
+    WrongDestination = "wrong_destination",
+    /// Inbound: the decrypted payload is no IP packet.
+    InnerNotIp = "inner_not_ip",
+    /// Inbound: an introduction by somebody who does not know our WireGuard key.
+    IntroductionForged = "introduction_forged",
+    /// Inbound: more introductions than we care to check.
+    IntroductionRate = "introduction_rate",
+    /// Inbound: an introduction whose record or certificate was refused.
+    IntroductionRefused = "introduction_refused",
+    /// Inbound: an introduction older than what is known of its sender.
+    IntroductionStale = "introduction_stale",
+    /// Inbound: the TUN device did not take a packet.
+    Device = "device",
+}
+
+impl fmt::Display for Dropped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.label())
+    }
+}
+
+/// How often each [`Dropped`] happened, and what went through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counters {
+    dropped: [u64; Dropped::ALL.len()],
+    /// What went through.
+    pub traffic: Traffic,
+}
+
+/// What went through, in packets of the overlay and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Traffic {
+    /// Packets encrypted and handed to the socket.
+    pub packets_out: u64,
+    /// Their bytes, without WireGuard's overhead.
+    pub bytes_out: u64,
+    /// Packets decrypted and found to be for us.
+    pub packets_in: u64,
+    /// Their bytes.
+    pub bytes_in: u64,
+}
+
+impl Counters {
+    /// All zero.
+    pub fn new() -> Counters {
+        Counters { dropped: [0; Dropped::ALL.len()], traffic: Traffic::default() }
+    }
+
+    /// One more of `dropped`.
+    pub fn count(&mut self, dropped: Dropped) {
+        self.add(dropped, 1);
+    }
+
+    /// `times` more of `dropped`.
+    pub fn add(&mut self, dropped: Dropped, times: u64) {
+        self.dropped[dropped as usize] += times;
+    }
+
+    /// How often `dropped` happened.
+    pub fn of(&self, dropped: Dropped) -> u64 {
+        self.dropped[dropped as usize]
+    }
+
+    /// Every reason with its count, zeros included.
+    pub fn iter(&self) -> impl Iterator<Item = (Dropped, u64)> + '_ {
+        Dropped::ALL.iter().map(|dropped| (*dropped, self.of(*dropped)))
+    }
+}
+
+impl Default for Counters {
+    fn default() -> Counters {
+        Counters::new()
+    }
+}
+
+impl Traffic {
+    pub(super) fn sent(&mut self, bytes: usize) {
+        self.packets_out += 1;
+        self.bytes_out += bytes as u64;
+    }
+
+    pub(super) fn received(&mut self, bytes: usize) {
+        self.packets_in += 1;
+        self.bytes_in += bytes as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_reason_has_a_label_of_its_own_and_a_counter_of_its_own() {
+        let mut counters = Counters::new();
+        for dropped in Dropped::ALL {
+            counters.count(*dropped);
+        }
+
+        let labels: BTreeSet<_> = Dropped::ALL.iter().map(|dropped| dropped.label()).collect();
+
+        assert_eq!(labels.len(), Dropped::ALL.len());
+        assert!(counters.iter().all(|(_, count)| count == 1));
+    }
+}

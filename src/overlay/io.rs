@@ -1,0 +1,293 @@
+//! The overlay in the world: a TUN device, a UDP socket, netlink, and the loop that moves packets between them.
+//!
+//! Two tasks: `overlay` owns the machine, the device and the socket; `overlay-links` watches the machine's network
+//! interfaces and keeps endpoints and MTU true to them. Everybody else holds a [`Handle`].
+
+mod handle;
+mod links;
+#[cfg(test)]
+mod tests;
+mod tun;
+mod udp;
+
+use std::{collections::BTreeMap, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use ipnet::IpNet;
+use rand::TryRngCore;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant as Deadline, sleep_until},
+};
+use wiremesh_certs::{OverlayIp, TrustStore, WgPrivateKey};
+
+use self::{handle::Command, links::Links};
+pub use self::{
+    handle::Handle,
+    tun::{Tun, TunDevice},
+    udp::{Received, Udp, UnderlaySocket},
+};
+use super::{
+    ConfiguredPeer, Event, Overlay, Parameters, Status,
+    batch::Packets,
+    endpoints::{self, Families},
+    ping::{PingFailed, PingId, Pong},
+};
+use crate::{
+    clock,
+    task::{CancellationToken, Tasks},
+};
+
+/// Commands that wait for the loop; who sends more waits for room.
+const MAX_COMMANDS: usize = 256;
+/// Events that wait for the app; beyond it they are lost, and questions asked again.
+const MAX_EVENTS: usize = 256;
+/// When nothing is due the loop still looks around this often.
+const IDLE: Duration = Duration::from_secs(3600);
+/// How long the loop holds back after the socket refused to receive, so that an error that stays does not spin.
+const AFTER_RECEIVE_ERROR: Duration = Duration::from_millis(50);
+
+/// What the operator and the certificate say about the overlay.
+#[derive(Clone)]
+pub struct Settings {
+    /// The TUN device's name.
+    pub interface: String,
+    /// The UDP port; 0 for any.
+    pub listen_port: u16,
+    /// The device's MTU; none: from the underlay.
+    pub mtu: Option<u16>,
+    /// Endpoints that others should try first.
+    pub advertise: Vec<SocketAddr>,
+    /// Standard WireGuard peers.
+    pub peers: Vec<ConfiguredPeer>,
+    /// Our WireGuard key.
+    pub key: Arc<WgPrivateKey>,
+    /// Our overlay address.
+    pub address: OverlayIp,
+    /// The overlay network.
+    pub network: IpNet,
+    /// Whom to believe.
+    pub trust: Arc<TrustStore>,
+}
+
+/// What the loop does not know by itself, for [`Handle::status`] and records.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Place {
+    interface: String,
+    listen_port: u16,
+    mtu: u16,
+    endpoints: Vec<SocketAddr>,
+}
+
+/// Makes the interface and starts carrying packets. The interface, its address and its routes are gone when the tasks
+/// have stopped, however they stopped: they live as long as the device is open.
+pub async fn start(settings: Settings, tasks: &Tasks) -> anyhow::Result<(Handle, mpsc::Receiver<Event>)> {
+    let Settings { interface, listen_port, mtu, advertise, peers, key, address, network, trust } = settings;
+    let udp = UnderlaySocket::bind(listen_port).with_context(|| format!("opening UDP port {listen_port}"))?;
+    let listen_port = udp.port()?;
+    let families = udp.families();
+    let links = Links::open(tasks).context("opening netlink")?;
+    let interfaces = links.interfaces().await.context("listing network interfaces")?;
+    let fixed_mtu = mtu.map(|mtu| mtu.max(endpoints::MIN_MTU));
+    let mtu = fixed_mtu.unwrap_or_else(|| endpoints::overlay_mtu(&interfaces, &interface, families));
+    let tun = TunDevice::create(&interface).with_context(|| format!("creating the TUN device {interface}"))?;
+    links
+        .set_up(&interface, address, &network, mtu)
+        .await
+        .with_context(|| format!("setting up {interface} with {address} in {network}"))?;
+    tracing::info!(%interface, %address, mtu, listen_port, "overlay is up");
+
+    let parameters = Parameters { key: &key, address, network, trust, seed: rand::rngs::OsRng.try_next_u64()? };
+    let mut overlay = Overlay::new(parameters, clock::now());
+    for peer in &peers {
+        overlay
+            .configure_peer(peer, clock::now())
+            .with_context(|| format!("the configured peer {}", peer.public_key))?;
+    }
+
+    let watching = Watching { interface: interface.clone(), listen_port, advertise, families, fixed_mtu, network };
+    let place = Place { interface, listen_port, mtu, endpoints: watching.endpoints(&interfaces) };
+    let (place_sender, place) = watch::channel(place);
+    let (commands_sender, commands) = mpsc::channel(MAX_COMMANDS);
+    let (events_sender, events) = mpsc::channel(MAX_EVENTS);
+    tasks.spawn("overlay-links", |stop| watching.run(links, place_sender, stop));
+    let outside = Outside { tun, udp, commands, events: events_sender, place: place.clone() };
+    tasks.spawn("overlay", |stop| run(overlay, outside, stop));
+    Ok((Handle::new(commands_sender, place), events))
+}
+
+/// Everything the loop waits for and writes to.
+struct Outside<T, U> {
+    tun: T,
+    udp: U,
+    commands: mpsc::Receiver<Command>,
+    events: mpsc::Sender<Event>,
+    place: watch::Receiver<Place>,
+}
+
+/// Moves packets until `stop`.
+async fn run<T: Tun, U: Udp>(
+    mut overlay: Overlay,
+    outside: Outside<T, U>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let Outside { mut tun, mut udp, mut commands, events, place } = outside;
+    let mut pings = BTreeMap::new();
+    let mut received = Received::default();
+    let mut read = Packets::new();
+    let mut alarm = pin!(sleep_until(Deadline::now() + IDLE));
+    loop {
+        let (wake_at, why) = overlay.poll_timeout().unwrap_or((clock::now() + IDLE, "idle"));
+        if alarm.deadline() != Deadline::from_std(wake_at) {
+            alarm.as_mut().reset(Deadline::from_std(wake_at));
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+
+            () = &mut alarm => {
+                tracing::trace!(why, "woke");
+                overlay.handle_timeout(clock::now(), clock::unix());
+            }
+
+            Some(command) = commands.recv() => obey(command, &mut overlay, &mut pings, &place),
+
+            arrived = udp.recv(&mut received) => match arrived {
+                Ok(()) => for buffer in received.buffers() {
+                    let (now, unix) = (clock::now(), clock::unix());
+                    for datagram in buffer.datagrams() {
+                        if let Err(dropped) = overlay.handle_datagram(buffer.from, datagram, now, unix) {
+                            tracing::trace!(from = %buffer.from, %dropped, "datagram dropped");
+                        }
+                    }
+                    flush(&mut overlay, &mut tun, &mut udp).await?;
+                },
+                Err(error) => {
+                    tracing::debug!(%error, "receiving failed");
+                    tokio::time::sleep(AFTER_RECEIVE_ERROR).await;
+                }
+            },
+
+            filled = tun.recv(&mut read) => {
+                filled.context("reading from the TUN device")?;
+                let now = clock::now();
+                while let Some(packet) = read.pop() {
+                    if let Err(dropped) = overlay.handle_tun_packet(packet, now) {
+                        tracing::trace!(%dropped, "packet dropped");
+                    }
+                }
+            }
+        }
+        flush(&mut overlay, &mut tun, &mut udp).await?;
+        while let Some(event) = overlay.poll_event() {
+            if let Err(error) = events.try_send(event) {
+                tracing::debug!(%error, "event lost");
+            }
+        }
+        while let Some((id, result)) = overlay.poll_pong() {
+            if let Some(asker) = pings.remove(&id) {
+                // Whoever asked may have gone.
+                let _: Result<(), _> = oneshot::Sender::send(asker, result);
+            }
+        }
+    }
+}
+
+/// Does what the machine asks of the device and the socket.
+async fn flush(overlay: &mut Overlay, tun: &mut impl Tun, udp: &mut impl Udp) -> anyhow::Result<()> {
+    while let Some(transmit) = overlay.poll_transmit() {
+        let to = transmit.to;
+        if let Err(dropped) = udp.send(&transmit).await {
+            overlay.on_send_failed(to, dropped, clock::now());
+        }
+    }
+    while let Some(packet) = overlay.poll_packet() {
+        if let Err(error) = tun.send(packet).await {
+            tracing::trace!(%error, "the TUN device refused a packet");
+            overlay.on_device_failed();
+        }
+    }
+    Ok(())
+}
+
+fn obey(
+    command: Command,
+    overlay: &mut Overlay,
+    pings: &mut BTreeMap<PingId, oneshot::Sender<Result<Pong, PingFailed>>>,
+    place: &watch::Receiver<Place>,
+) {
+    let (now, unix) = (clock::now(), clock::unix());
+    match command {
+        Command::UpsertPeer(verified, record) => {
+            if let Err(why) = overlay.upsert_peer(&verified, &record, now, unix) {
+                tracing::debug!(name = %verified.name(), %why, "not taken as a peer");
+            }
+        }
+        Command::RefreshPeer(verified, record) => {
+            if let Err(why) = overlay.refresh_peer(&verified, &record, now, unix) {
+                tracing::debug!(name = %verified.name(), %why, "the peer stays as it was");
+            }
+        }
+        Command::Unresolvable(address) => overlay.unresolvable(address, now),
+        Command::SetOwnRecord(record) => {
+            if let Err(why) = overlay.set_own_record(record, now, unix) {
+                tracing::warn!(%why, "our own record is refused; nobody new can be introduced to us");
+            }
+        }
+        Command::TrustChanged => overlay.trust_changed(),
+        Command::Ping(to, answer) => match overlay.ping(to, now) {
+            Ok(id) => _ = pings.insert(id, answer),
+            Err(why) => _ = answer.send(Err(why)),
+        },
+        Command::Status(answer) => _ = answer.send(status(overlay, &place.borrow(), now)),
+    }
+}
+
+fn status(overlay: &Overlay, place: &Place, now: std::time::Instant) -> Status {
+    overlay.status(&place.interface, place.listen_port, place.mtu, place.endpoints.clone(), now)
+}
+
+/// Keeps endpoints and MTU true to the interfaces.
+struct Watching {
+    interface: String,
+    listen_port: u16,
+    advertise: Vec<SocketAddr>,
+    families: Families,
+    fixed_mtu: Option<u16>,
+    network: IpNet,
+}
+
+impl Watching {
+    async fn run(self, mut links: Links, place: watch::Sender<Place>, stop: CancellationToken) -> anyhow::Result<()> {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = links.changed() => {}
+            }
+            match links.interfaces().await {
+                Ok(interfaces) => self.follow(&interfaces, &links, &place).await,
+                Err(error) if stop.is_cancelled() => tracing::debug!("{error:#}"),
+                Err(error) => tracing::warn!("listing network interfaces failed: {error:#}"),
+            }
+        }
+    }
+
+    async fn follow(&self, interfaces: &[endpoints::Interface], links: &Links, place: &watch::Sender<Place>) {
+        let endpoints = self.endpoints(interfaces);
+        let mtu = self.fixed_mtu.unwrap_or_else(|| endpoints::overlay_mtu(interfaces, &self.interface, self.families));
+        if mtu != place.borrow().mtu {
+            match links.set_mtu(&self.interface, mtu).await {
+                Ok(()) => tracing::info!(mtu, "the underlay's MTU changed"),
+                Err(error) => tracing::warn!(mtu, "changing the MTU failed: {error:#}"),
+            }
+        }
+        place.send_if_modified(|place| {
+            let modified = place.mtu != mtu || place.endpoints != endpoints;
+            (place.mtu, place.endpoints) = (mtu, endpoints);
+            modified
+        });
+    }
+
+    fn endpoints(&self, interfaces: &[endpoints::Interface]) -> Vec<SocketAddr> {
+        endpoints::choose(&self.advertise, interfaces, &self.interface, self.listen_port, self.families, &self.network)
+    }
+}

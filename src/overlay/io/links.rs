@@ -1,0 +1,158 @@
+//! The kernel's network interfaces, through netlink: ours is set up, the others are watched.
+
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+use anyhow::Context;
+use futures::{StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver};
+use ipnet::IpNet;
+use rtnetlink::{
+    LinkUnspec, MulticastGroup, RouteMessageBuilder, new_multicast_connection,
+    packet_core::NetlinkMessage,
+    packet_route::{
+        RouteNetlinkMessage,
+        address::AddressAttribute,
+        link::{LinkAttribute, LinkFlags},
+        route::RouteAttribute,
+    },
+    sys::SocketAddr as NetlinkAddress,
+};
+use wiremesh_certs::OverlayIp;
+
+use crate::{overlay::endpoints::Interface, task::Tasks};
+
+/// How long after a change to look: changes come in groups.
+const SETTLE: Duration = Duration::from_millis(200);
+/// Looked at anyway, in case a change was missed.
+const REFRESH: Duration = Duration::from_secs(30);
+
+/// A netlink socket.
+pub struct Links {
+    handle: rtnetlink::Handle,
+    changes: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, NetlinkAddress)>,
+}
+
+impl Links {
+    /// Opens one and listens for changes of interfaces, addresses and routes.
+    pub fn open(tasks: &Tasks) -> anyhow::Result<Links> {
+        let (connection, handle, changes) = new_multicast_connection(&[
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+        ])?;
+        tasks.spawn("overlay-netlink", |stop| async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = connection => anyhow::bail!("the netlink socket closed"),
+            }
+            Ok(())
+        });
+        Ok(Links { handle, changes })
+    }
+
+    /// All interfaces as they are.
+    pub async fn interfaces(&self) -> anyhow::Result<Vec<Interface>> {
+        let mut interfaces = BTreeMap::new();
+        let mut links = self.handle.link().get().execute();
+        while let Some(link) = links.try_next().await? {
+            let mut interface = Interface {
+                up: link.header.flags.contains(LinkFlags::Up),
+                loopback: link.header.flags.contains(LinkFlags::Loopback),
+                ..Interface::default()
+            };
+            for attribute in link.attributes {
+                match attribute {
+                    LinkAttribute::IfName(name) => interface.name = name,
+                    LinkAttribute::Mtu(mtu) => interface.mtu = mtu,
+                    _ => {}
+                }
+            }
+            interfaces.insert(link.header.index, interface);
+        }
+        let mut addresses = self.handle.address().get().execute();
+        while let Some(message) = addresses.try_next().await? {
+            // On point-to-point links `Address` is the other end and `Local` is ours; IPv6 has only the former.
+            let local = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Local(address) => Some(*address),
+                _ => None,
+            });
+            let address = local.or_else(|| {
+                message.attributes.iter().find_map(|attribute| match attribute {
+                    AddressAttribute::Address(address) => Some(*address),
+                    _ => None,
+                })
+            });
+            if let (Some(interface), Some(address)) = (interfaces.get_mut(&message.header.index), address) {
+                interface.addresses.push(address);
+            }
+        }
+        for index in self.ways_out().await? {
+            if let Some(interface) = interfaces.get_mut(&index) {
+                interface.default_route = true;
+            }
+        }
+        Ok(interfaces.into_values().collect())
+    }
+
+    /// The interfaces of default routes.
+    async fn ways_out(&self) -> anyhow::Result<Vec<u32>> {
+        let mut found = Vec::new();
+        for family in [IpAddr::from([0; 4]), IpAddr::from([0; 16])] {
+            let message = RouteMessageBuilder::<IpAddr>::new().destination_prefix(family, 0)?.build();
+            let mut routes = self.handle.route().get(message).execute();
+            while let Some(route) = routes.try_next().await? {
+                if route.header.destination_prefix_length == 0 {
+                    found.extend(route.attributes.iter().filter_map(|attribute| match attribute {
+                        RouteAttribute::Oif(index) => Some(*index),
+                        _ => None,
+                    }));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Gives our interface its address, MTU and route, and puts it up.
+    pub async fn set_up(&self, name: &str, address: OverlayIp, network: &IpNet, mtu: u16) -> anyhow::Result<()> {
+        let index = self.index(name).await?;
+        let up = LinkUnspec::new_with_index(index).mtu(mtu.into()).up().build();
+        self.handle.link().set(up).execute().await.context("setting MTU and state")?;
+        let alone = match address.0 {
+            IpAddr::V4(_) => 32,
+            IpAddr::V6(_) => 128,
+        };
+        self.handle.address().add(index, address.0, alone).execute().await.context("adding the address")?;
+        let route = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(network.network(), network.prefix_len())?
+            .output_interface(index)
+            .pref_source(address.0)?
+            .build();
+        self.handle.route().add(route).replace().execute().await.context("adding the route")?;
+        Ok(())
+    }
+
+    /// Changes our interface's MTU.
+    pub async fn set_mtu(&self, name: &str, mtu: u16) -> anyhow::Result<()> {
+        let index = self.index(name).await?;
+        let message = LinkUnspec::new_with_index(index).mtu(mtu.into()).build();
+        Ok(self.handle.link().set(message).execute().await?)
+    }
+
+    /// Waits until something may have changed. Cancel-safe.
+    pub async fn changed(&mut self) {
+        tokio::select! {
+            Some(_) = self.changes.next() => {
+                tokio::time::sleep(SETTLE).await;
+                while self.changes.try_recv().is_ok() {}
+            }
+            () = tokio::time::sleep(REFRESH) => {}
+        }
+    }
+
+    async fn index(&self, name: &str) -> anyhow::Result<u32> {
+        let mut links = self.handle.link().get().match_name(name.to_owned()).execute();
+        let link = links.try_next().await?.with_context(|| format!("there is no interface {name}"))?;
+        Ok(link.header.index)
+    }
+}

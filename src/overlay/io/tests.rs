@@ -1,0 +1,1 @@
+//! The loop over channels in place of the device and the socket.

@@ -1,0 +1,65 @@
+//! This node, as the overlay knows it: its keys, its address, what it says of itself.
+
+use boringtun::x25519::{PublicKey, StaticSecret};
+use ipnet::IpNet;
+use wiremesh_certs::{NodeRecord, OverlayIp, Serial, Signed, WgPrivateKey, WgPublicKey};
+
+use super::{Dropped, introduction::IntroductionKey, packet::IpPacket, packet::is_for_many};
+
+/// What does not change while the overlay runs, and the record that does.
+pub struct Own {
+    /// Our overlay address.
+    pub address: OverlayIp,
+    /// The overlay network.
+    pub network: IpNet,
+    /// Our WireGuard key. Zeroed when dropped.
+    pub secret: StaticSecret,
+    /// Its public half, as boringtun wants it …
+    pub public: PublicKey,
+    /// … and as we do.
+    pub key: WgPublicKey,
+    /// Opens introductions made for us.
+    pub introduction_key: IntroductionKey,
+    record: Option<(Signed<NodeRecord>, Serial)>,
+}
+
+impl Own {
+    /// Without a record yet: nobody can be introduced to us.
+    pub fn new(key: &WgPrivateKey, address: OverlayIp, network: IpNet) -> Own {
+        let secret = StaticSecret::from(*key.bytes());
+        Own {
+            address,
+            network,
+            public: PublicKey::from(&secret),
+            secret,
+            key: key.public(),
+            introduction_key: IntroductionKey::of(&key.public()),
+            record: None,
+        }
+    }
+
+    /// What we say of ourselves from here on. True if it is by another certificate than before.
+    pub fn set_record(&mut self, record: Signed<NodeRecord>, serial: Serial) -> bool {
+        let before = self.record.replace((record, serial));
+        before.is_some_and(|(_, before)| before != serial)
+    }
+
+    /// What we say of ourselves.
+    pub fn record(&self) -> Option<&Signed<NodeRecord>> {
+        self.record.as_ref().map(|(record, _)| record)
+    }
+
+    /// Whether a packet of ours may go where it wants to.
+    pub fn may_send(&self, packet: &IpPacket<'_>) -> Result<(), Dropped> {
+        if is_for_many(packet.destination, &self.network) {
+            return Err(Dropped::Multicast);
+        }
+        if packet.source != self.address {
+            return Err(Dropped::ForeignSource);
+        }
+        if packet.destination == self.address || !self.network.contains(&packet.destination.0) {
+            return Err(Dropped::NoRoute);
+        }
+        Ok(())
+    }
+}

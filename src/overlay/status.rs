@@ -1,0 +1,110 @@
+//! The overlay's view of itself, for `wiremesh status`, `wiremesh peers` and the metrics. Every fact carries its age.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+use wiremesh_certs::{NodeId, NodeName, OverlayIp, WgPublicKey};
+
+use super::{Overlay, Traffic, peer::Peer, ping::Pong};
+
+/// The overlay at a moment.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Status {
+    /// Our overlay address.
+    pub address: OverlayIp,
+    /// Our WireGuard key.
+    pub public_key: WgPublicKey,
+    /// The TUN device's name.
+    pub interface: String,
+    /// The UDP port.
+    pub listen_port: u16,
+    /// The device's MTU.
+    pub mtu: u16,
+    /// Where others can try to reach us.
+    pub endpoints: Vec<SocketAddr>,
+    /// What went through.
+    pub traffic: Traffic,
+    /// What did not, by reason; zeros included.
+    pub dropped: BTreeMap<&'static str, u64>,
+    /// All peers.
+    pub peers: Vec<PeerStatus>,
+}
+
+/// One peer at a moment. Ages are in seconds.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PeerStatus {
+    /// Its identity; none for a configured peer.
+    pub id: Option<NodeId>,
+    /// Its name; none for a configured peer.
+    pub name: Option<NodeName>,
+    /// Its WireGuard key.
+    pub public_key: WgPublicKey,
+    /// The first of its overlay addresses.
+    pub address: Option<IpAddr>,
+    /// Where data goes.
+    pub endpoint: Option<SocketAddr>,
+    /// Whether it was heard from there lately.
+    pub proven: bool,
+    /// Since it was last heard.
+    pub heard_age: Option<f64>,
+    /// Since the last handshake succeeded.
+    pub handshake_age: Option<f64>,
+    /// What went through.
+    pub traffic: Traffic,
+}
+
+impl Overlay {
+    /// All that can be told, with what the loop knows of the device and the socket.
+    pub fn status(
+        &self,
+        interface: &str,
+        listen_port: u16,
+        mtu: u16,
+        endpoints: Vec<SocketAddr>,
+        now: Instant,
+    ) -> Status {
+        Status {
+            address: self.own.address,
+            public_key: self.own.key,
+            interface: interface.to_owned(),
+            listen_port,
+            mtu,
+            endpoints,
+            traffic: self.out.counters.traffic,
+            dropped: self.out.counters.iter().map(|(dropped, count)| (dropped.label(), count)).collect(),
+            peers: self.peers.iter().map(|(_, peer)| peer.status(now)).collect(),
+        }
+    }
+}
+
+impl Peer {
+    fn status(&self, now: Instant) -> PeerStatus {
+        let age = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at).as_secs_f64());
+        PeerStatus {
+            id: self.verified().map(|verified| verified.id()),
+            name: self.verified().map(|verified| verified.name().clone()),
+            public_key: self.key,
+            address: self.allowed.first().map(|network| network.addr()),
+            endpoint: self.path.current(),
+            proven: self.path.is_proven(now),
+            heard_age: age(self.path.heard_at()),
+            handshake_age: age(self.session.established_at()),
+            traffic: self.traffic,
+        }
+    }
+
+    /// An echo of this peer's came back.
+    pub(super) fn pong(&self, address: OverlayIp, took: Duration) -> Pong {
+        Pong {
+            address,
+            name: self.verified().map(|verified| verified.name().to_string()),
+            round_trip_micros: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            path: "overlay",
+            endpoint: self.path.current(),
+        }
+    }
+}

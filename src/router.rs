@@ -1,0 +1,144 @@
+//! From a request to the worker that answers it.
+//!
+//! ```text
+//! client ──► Needs ──► offered here? ──► upstream
+//!                └──► Find: who offers it, and how do we know
+//!                       └──► Plan: healthy before ejected, overlay before tunnel, 50/30/20 among the least loaded
+//!                              └──► attempt: send, ask whether they live, stream back ──► Health learns
+//! other agent ──► is this the end of its way? seen before? ──► upstream
+//! ```
+//!
+//! - **Invariant:** a request crosses the mesh at most once: one that carries `x-wiremesh-via` is answered here or refused.
+//! - **Invariant:** a call is executed at most once by an agent, however often it arrives ([`Calls`]).
+//! - **Invariant:** after the first byte of an answer there is no second attempt, and an answer that breaks off never
+//!   ends cleanly.
+//! - Bodies are never collected and never parsed.
+
+mod calls;
+mod counters;
+mod headers;
+mod health;
+pub mod io;
+mod needs;
+mod plan;
+mod refusal;
+mod report;
+mod select;
+mod sse;
+mod via;
+
+use std::{fmt, net::SocketAddr, sync::Arc};
+
+pub use calls::{Calls, MAX_CALLS, REMEMBER_CALLS_FOR};
+pub use counters::Counters;
+use futures::future::BoxFuture;
+pub use health::Health;
+pub use needs::{BadPath, Needs};
+pub use plan::{Failure, MAX_ATTEMPTS, Next, Plan};
+pub use refusal::{Executed, Refusal};
+pub use report::{DirectoryCounters, HealthReport, Report, Status, health_json, stats_json};
+pub use select::{Candidate, order};
+pub use via::{CallId, Via};
+use wiremesh_certs::{Load, NodeId, NodeName, NodeRecord, ServiceName, TunnelUrl, Verified};
+
+/// How a request gets to the machine that answers it. Better ones first.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Path {
+    /// Answered by this machine.
+    Local,
+    /// Through the encrypted network.
+    Overlay,
+    /// Through the worker's public URL.
+    Tunnel,
+}
+
+impl Path {
+    /// The word in headers and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Path::Local => "local",
+            Path::Overlay => "overlay",
+            Path::Tunnel => "tunnel",
+        }
+    }
+}
+
+/// How we came to know who offers a service.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Source {
+    /// We offer it.
+    Local,
+    /// Remembered.
+    Cache,
+    /// From the Kademlia table.
+    Dht,
+    /// From the coordinator.
+    Http,
+}
+
+impl Source {
+    /// The word in headers.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Source::Local => "local",
+            Source::Cache => "cache",
+            Source::Dht => "dht",
+            Source::Http => "http",
+        }
+    }
+}
+
+/// A node that offers the service asked for.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    /// Who it is.
+    pub id: NodeId,
+    /// What it is called.
+    pub name: NodeName,
+    /// Where its agent listens inside the overlay; `None` if it carries none.
+    pub overlay: Option<SocketAddr>,
+    /// The public URL that leads to its ingress.
+    pub tunnel: Option<TunnelUrl>,
+    /// How busy it said it was.
+    pub load: Load,
+}
+
+impl Worker {
+    /// From what a verified node says about itself; agents listen on `overlay_port` of their overlay address.
+    pub fn of(verified: &Verified, record: &NodeRecord, overlay_port: u16) -> Worker {
+        Worker {
+            id: verified.id(),
+            name: verified.name().clone(),
+            overlay: record.overlay.then(|| SocketAddr::new(verified.address().0, overlay_port)),
+            tunnel: record.tunnel_url.clone(),
+            load: record.load,
+        }
+    }
+}
+
+/// The answer to "who offers this service".
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Who does; empty if nobody is known to.
+    pub workers: Vec<Worker>,
+    /// How we know.
+    pub source: Source,
+}
+
+/// The directory, as far as the router needs it.
+pub trait Find: Send + Sync {
+    /// Who offers `service`. Answers in bounded time; without workers if there are none.
+    fn find<'a>(&'a self, service: &'a ServiceName) -> BoxFuture<'a, Found>;
+
+    /// `worker` no longer answers for `service`: do not name it again before it says so itself.
+    fn forget(&self, service: &ServiceName, worker: &NodeId);
+}
+
+/// Makes the value of the `authorization` header that proves to an ingress who we are.
+pub type Prove = Arc<dyn Fn(&NodeId, &http::Method, &str) -> anyhow::Result<String> + Send + Sync>;
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

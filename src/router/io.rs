@@ -1,0 +1,183 @@
+//! The router as it runs: the flow of a request from its arrival to the head of its answer.
+//!
+//! Everything a request waits for is awaited inside one future; when its client leaves, the future is dropped, and with it
+//! every connection, place in line and body it holds.
+
+mod answer;
+mod attempt;
+mod door;
+mod heard;
+mod outbound;
+mod overlay;
+mod prober;
+mod replay;
+mod serve;
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "what a test starts ends with its runtime")]
+mod tests;
+mod upgrade;
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+pub use answer::{Answer, AnswerBody, refuse};
+pub use door::{ApiKey, Surface};
+use hyper_rustls::{ConfigBuilderExt, HttpsConnector};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+pub use overlay::CONNECT_TIMEOUT;
+use rand::{SeedableRng, rngs::SmallRng};
+pub use replay::REPLAY_BUFFER_BYTES;
+pub use serve::{MAX_CONNECTIONS, serve};
+use wiremesh_certs::NodeName;
+
+use self::{overlay::Pool, replay::AttemptBody};
+use super::{Calls, Counters, Find, Health, Prove};
+use crate::{clock, services};
+
+/// Idle connections to an upstream are closed sooner than common servers close them (2 s and more): a request on a
+/// connection that is being closed from the other side would be lost, and nobody could tell whether it was executed.
+const UPSTREAM_IDLE_FOR: std::time::Duration = std::time::Duration::from_millis(1500);
+const TUNNEL_IDLE_FOR: std::time::Duration = std::time::Duration::from_secs(15);
+/// A tunnel's public end may be far away.
+pub const TUNNEL_CONNECT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+/// Idle connections kept per upstream or tunnel.
+const MAX_IDLE_CONNECTIONS: usize = 256;
+
+/// What the router is given at the start.
+pub struct Parts {
+    /// Our own name.
+    pub name: NodeName,
+    /// What this node offers.
+    pub services: services::Handle,
+    /// Who offers what.
+    pub directory: Arc<dyn Find>,
+    /// Makes proofs for ingress listeners.
+    pub prove: Prove,
+    /// Whether we carry overlay packets; if not, tunnels are the only way to others.
+    pub overlay: bool,
+    /// The only source of chance.
+    pub seed: u64,
+}
+
+/// The router. Clones are the same one.
+#[derive(Clone)]
+pub struct Router {
+    shared: Arc<Shared>,
+}
+
+impl Router {
+    /// A router that knows these parts.
+    pub fn new(parts: Parts) -> anyhow::Result<Router> {
+        let worker_header = http::HeaderValue::try_from(parts.name.as_str())?;
+        let upstreams = client(CONNECT_TIMEOUT, UPSTREAM_IDLE_FOR)?;
+        let tunnels = client(TUNNEL_CONNECT_TIMEOUT, TUNNEL_IDLE_FOR)?;
+        Ok(Router {
+            shared: Arc::new(Shared {
+                worker_header,
+                upstreams,
+                tunnels,
+                pool: Pool::default(),
+                health: Mutex::default(),
+                ejected: tokio::sync::Notify::new(),
+                calls: Mutex::default(),
+                rng: Mutex::new(SmallRng::seed_from_u64(parts.seed)),
+                counters: Counters::default(),
+                draining: AtomicBool::new(false),
+                parts,
+            }),
+        })
+    }
+
+    /// From here on requests for services are refused as not executed; those in flight go on.
+    pub fn drain(&self) {
+        self.shared.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// What was counted.
+    pub fn counters(&self) -> &Counters {
+        &self.shared.counters
+    }
+
+    /// Ways to workers that are closed, as far as we know.
+    pub fn ejected_ways(&self) -> usize {
+        self.shared.health().ejected()
+    }
+
+    /// Finds out when ejected ways are open again, and closes unused connections, until `stop`.
+    pub async fn run(self, stop: crate::task::CancellationToken) -> anyhow::Result<()> {
+        prober::run(&self.shared, stop).await;
+        Ok(())
+    }
+}
+
+type HttpClient = Client<HttpsConnector<HttpConnector>, AttemptBody>;
+
+/// What all requests share.
+struct Shared {
+    parts: Parts,
+    worker_header: http::HeaderValue,
+    upstreams: HttpClient,
+    tunnels: HttpClient,
+    pool: Pool,
+    health: Mutex<Health>,
+    /// Told of every new ejection.
+    ejected: tokio::sync::Notify,
+    calls: Mutex<Calls>,
+    rng: Mutex<SmallRng>,
+    counters: Counters,
+    draining: AtomicBool,
+}
+
+impl Shared {
+    fn health(&self) -> MutexGuard<'_, Health> {
+        lock(&self.health)
+    }
+
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    fn first_byte(&self, arrived_at: Instant) {
+        let took = clock::now().saturating_duration_since(arrived_at);
+        self.counters.first_byte_seconds.observe(took.as_secs_f64());
+    }
+}
+
+/// A client over HTTP/1.1, one connection per request in flight: no request shares the fate of another, and a connection
+/// can become something else.
+fn client(connect_timeout: std::time::Duration, idle_for: std::time::Duration) -> anyhow::Result<HttpClient> {
+    let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_webpki_roots()
+        .with_no_client_auth();
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(connect_timeout));
+    tcp.set_keepalive(Some(std::time::Duration::from_secs(15)));
+    let connector = hyper_rustls::HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(tcp);
+    let mut builder = Client::builder(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(idle_for)
+        .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS);
+    Ok(builder.build(connector))
+}
+
+/// A panic elsewhere while a lock was held leaves nothing half done behind it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

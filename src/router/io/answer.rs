@@ -1,0 +1,183 @@
+//! The body of an answer: streamed as it comes, and never ended cleanly if it broke off.
+
+use std::{
+    error::Error,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, header};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
+use tokio::time::Sleep;
+
+use super::{overlay::Lease, replay::Replay};
+use crate::{
+    router::{Refusal, headers, sse::Events},
+    services::Permit,
+};
+
+/// How long the last words have to leave before the connection is aborted: a reset overtakes what is still in the queue.
+const LAST_WORDS_LEAVE_IN: Duration = Duration::from_millis(100);
+
+/// An answer on its way to the client.
+pub type Answer = Response<AnswerBody>;
+
+/// What our server sends.
+pub struct AnswerBody(Kind);
+
+enum Kind {
+    Ready(Option<Bytes>),
+    Page(axum::body::Body),
+    Stream(Box<Stream>),
+}
+
+impl AnswerBody {
+    /// A few bytes at once.
+    pub fn bytes(bytes: impl Into<Bytes>) -> AnswerBody {
+        AnswerBody(Kind::Ready(Some(bytes.into()).filter(|bytes| !bytes.is_empty())))
+    }
+
+    /// A page of the API.
+    pub fn page(body: axum::body::Body) -> AnswerBody {
+        AnswerBody(Kind::Page(body))
+    }
+
+    /// What an upstream or a worker sends. `held` is given up at its end. With `events` a break says why.
+    pub(super) fn stream(body: Incoming, held: Held, events: Option<Events>, interrupted: Counter) -> AnswerBody {
+        let stream = Stream { body: Some(body), held: Some(held), events, breaking: None, interrupted };
+        AnswerBody(Kind::Stream(Box::new(stream)))
+    }
+}
+
+/// Makes the answer to a request that is refused.
+pub fn refuse(refusal: &Refusal, request_id: &str) -> Answer {
+    let mut answer = Response::new(AnswerBody::bytes(refusal.body(request_id)));
+    *answer.status_mut() = refusal.status();
+    let answer_headers = answer.headers_mut();
+    answer_headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer_headers.insert(headers::EXECUTED, HeaderValue::from_static(refusal.executed().as_str()));
+    if let Some(seconds) = refusal.retry_after_secs() {
+        answer_headers.insert(header::RETRY_AFTER, seconds.into());
+    }
+    if matches!(refusal, Refusal::NoProof(_)) {
+        answer_headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Wiremesh"));
+    }
+    if matches!(refusal, Refusal::NoKey) {
+        answer_headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    answer
+}
+
+/// What an answer keeps until its last byte; kept, not read.
+#[derive(Default)]
+#[expect(dead_code, reason = "what counts is when it is dropped")]
+pub(super) struct Held {
+    /// The place at our own upstream.
+    pub permit: Option<Permit>,
+    /// The stream on a connection to another agent.
+    pub lease: Option<Lease>,
+    /// The request's body: an answer may begin before it ends.
+    pub replay: Option<Replay>,
+    /// Counts the request as in flight.
+    pub in_flight: Option<InFlight>,
+}
+
+/// One up in a gauge, until dropped.
+pub(super) struct InFlight(Gauge);
+
+impl InFlight {
+    pub fn new(gauge: &Gauge) -> InFlight {
+        gauge.inc();
+        InFlight(gauge.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+type Failed = Box<dyn Error + Send + Sync>;
+
+struct Stream {
+    /// None after its end or break: what it came from is told at once.
+    body: Option<Incoming>,
+    held: Option<Held>,
+    events: Option<Events>,
+    /// The answer broke off, the last words are said.
+    breaking: Option<Pin<Box<Sleep>>>,
+    interrupted: Counter,
+}
+
+impl Stream {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failed>>> {
+        if let Some(leaving) = &mut self.breaking {
+            ready!(leaving.as_mut().poll(context));
+            return Poll::Ready(Some(Err("the worker was lost in the middle of its answer".into())));
+        }
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        match ready!(Pin::new(body).poll_frame(context)) {
+            Some(Ok(frame)) => {
+                if let (Some(events), Some(data)) = (&mut self.events, frame.data_ref()) {
+                    events.on_bytes(data);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                self.interrupted.inc();
+                self.end();
+                tracing::debug!(%error, "answer broke off");
+                let Some(events) = self.events.take() else { return Poll::Ready(Some(Err(error.into()))) };
+                self.breaking = Some(Box::pin(tokio::time::sleep(LAST_WORDS_LEAVE_IN)));
+                let refusal = Refusal::Interrupted("in the middle of its answer".into());
+                Poll::Ready(Some(Ok(Frame::data(events.last_words(&refusal.body("")).into()))))
+            }
+            None => {
+                self.end();
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        self.body = None;
+        self.held = None;
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = Failed;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failed>>> {
+        match &mut self.0 {
+            Kind::Ready(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Kind::Page(body) => Pin::new(body).poll_frame(context).map_err(Into::into),
+            Kind::Stream(stream) => stream.poll(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Kind::Ready(bytes) => bytes.is_none(),
+            Kind::Page(body) => body.is_end_stream(),
+            Kind::Stream(stream) => stream.breaking.is_none() && stream.body.as_ref().is_none_or(Body::is_end_stream),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Kind::Ready(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Kind::Page(body) => body.size_hint(),
+            Kind::Stream(stream) => match &stream.body {
+                Some(body) => body.size_hint(),
+                None => SizeHint::default(),
+            },
+        }
+    }
+}

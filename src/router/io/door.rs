@@ -1,0 +1,208 @@
+//! The three doors of an agent and who may come in: local clients (with a key, if the listener can be reached from
+//! beyond this machine), members by their overlay address, members by proof.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use axum::{Json, Router as Pages, extract::State, http::StatusCode, response::IntoResponse, routing::get};
+use http::{HeaderValue, Request, header};
+use hyper::body::Incoming;
+use ipnet::IpNet;
+use sha2::{Digest, Sha256};
+use tower::ServiceExt;
+use wiremesh_certs::{NodeId, ProofChecker, TrustStore};
+
+use super::{
+    Router, Shared,
+    answer::{Answer, AnswerBody, refuse},
+    lock,
+};
+use crate::{
+    clock,
+    router::{
+        Refusal, Report,
+        headers::{self, ADDED_BY_US_BYTES, MAX_HEADER_BYTES},
+        health_json, stats_json,
+    },
+    services,
+};
+
+/// What is called below this goes to a service; everything else is a page.
+const SERVICES: &str = "/service/";
+
+/// The key that local clients show. Compared by hash: how long that takes says nothing about the key.
+#[derive(Clone)]
+pub struct ApiKey([u8; 32]);
+
+impl ApiKey {
+    /// From the content of the key file; spaces and line ends around it do not count.
+    pub fn new(key: &str) -> ApiKey {
+        ApiKey(Sha256::digest(key.trim()).into())
+    }
+
+    fn opens(&self, authorization: Option<&HeaderValue>) -> bool {
+        let shown = authorization.and_then(|value| value.to_str().ok()).and_then(|text| text.split_once(' '));
+        shown.is_some_and(|(scheme, key)| scheme.eq_ignore_ascii_case("bearer") && ApiKey::new(key).0 == self.0)
+    }
+}
+
+/// What one listener serves: the services and the pages, behind its door.
+pub struct Surface {
+    shared: Arc<Shared>,
+    door: Door,
+    pages: Pages,
+}
+
+enum Door {
+    Local(Option<ApiKey>),
+    Overlay(IpNet),
+    Ingress(Box<(Mutex<ProofChecker>, Arc<TrustStore>)>),
+}
+
+impl Router {
+    /// The surface for local clients. `key` is needed from all if there is one; `more` are further pages of the agent.
+    pub fn local(&self, key: Option<ApiKey>, report: Arc<dyn Report>, more: Pages) -> Surface {
+        self.surface(Door::Local(key), report, more)
+    }
+
+    /// The surface on the overlay address. Whoever comes from within `network` is a member: the overlay lets nobody speak
+    /// from another's address.
+    pub fn overlay(&self, network: IpNet, report: Arc<dyn Report>, more: Pages) -> Surface {
+        self.surface(Door::Overlay(network), report, more)
+    }
+
+    /// The surface where the tunnel of `node` ends: every request needs a proof of membership.
+    pub fn ingress(&self, node: NodeId, trust: Arc<TrustStore>, report: Arc<dyn Report>) -> Surface {
+        let checker = Mutex::new(ProofChecker::new(node.to_hex()));
+        self.surface(Door::Ingress(Box::new((checker, trust))), report, Pages::new())
+    }
+
+    fn surface(&self, door: Door, report: Arc<dyn Report>, more: Pages) -> Surface {
+        let shared = self.shared.clone();
+        let pages = pages(shared.clone(), report).merge(more).fallback(async || {
+            let refusal = Refusal::NotFound;
+            let body: serde_json::Value = serde_json::from_str(&refusal.body("")).unwrap_or_default();
+            (refusal.status(), Json(body))
+        });
+        Surface { shared, door, pages }
+    }
+}
+
+impl Surface {
+    /// Answers one request from `peer`.
+    pub async fn answer(&self, mut request: Request<Incoming>, peer: SocketAddr) -> Answer {
+        if let Err(refusal) = self.let_in(&mut request, peer) {
+            let id = headers::request_id(request.headers());
+            tracing::debug!(%peer, why = %refusal, "not let in");
+            let mut answer = refuse(&refusal, id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default());
+            answer.headers_mut().insert(headers::WORKER, self.shared.worker_header.clone());
+            if let Some(id) = id {
+                answer.headers_mut().insert(headers::REQUEST_ID, id);
+            }
+            return answer;
+        }
+        if request.uri().path().starts_with(SERVICES) {
+            let limit = match self.door {
+                Door::Local(_) => MAX_HEADER_BYTES,
+                Door::Overlay(_) | Door::Ingress(_) => MAX_HEADER_BYTES + ADDED_BY_US_BYTES,
+            };
+            return self.shared.answer_call(request, limit).await;
+        }
+        // The pages of an agent never fail: their error type has no value.
+        let Ok(page) = self.pages.clone().oneshot(request.map(axum::body::Body::new)).await;
+        let mut answer = page.map(AnswerBody::page);
+        answer.headers_mut().insert(headers::WORKER, self.shared.worker_header.clone());
+        answer
+    }
+
+    fn let_in(&self, request: &mut Request<Incoming>, peer: SocketAddr) -> Result<(), Refusal> {
+        match &self.door {
+            Door::Local(None) => Ok(()),
+            Door::Local(Some(key)) => {
+                if matches!(request.uri().path(), "/health/live" | "/health/ready") {
+                    return Ok(());
+                }
+                if !key.opens(request.headers().get(header::AUTHORIZATION)) {
+                    return Err(Refusal::NoKey);
+                }
+                // It is ours: no upstream is to see it.
+                request.headers_mut().remove(header::AUTHORIZATION);
+                Ok(())
+            }
+            Door::Overlay(network) => {
+                if network.contains(&peer.ip().to_canonical()) {
+                    return Ok(());
+                }
+                Err(Refusal::Forbidden("only members of the mesh, from their overlay address".into()))
+            }
+            Door::Ingress(parts) => {
+                let (checker, trust) = parts.as_ref();
+                let headers = request.headers();
+                let proof = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+                let proof = proof.ok_or_else(|| Refusal::NoProof("none was sent".into()))?;
+                let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+                let checked =
+                    lock(checker).check(proof, request.method().as_str(), path, &trust.current(), clock::unix());
+                let member = checked.map_err(|refused| refusal_of(&refused))?;
+                tracing::trace!(member = %member.name().as_str(), "proved");
+                let headers = request.headers_mut();
+                headers.remove(header::AUTHORIZATION);
+                if let Some(own) = headers.remove(headers::AUTHORIZATION) {
+                    headers.insert(header::AUTHORIZATION, own);
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Who proves who they are and may not come in is told so; who proves nothing is asked for a proof.
+fn refusal_of(refused: &wiremesh_certs::Refused) -> Refusal {
+    match refused {
+        wiremesh_certs::Refused::Revoked { .. } => Refusal::Forbidden(refused.to_string()),
+        _ => Refusal::NoProof(refused.to_string()),
+    }
+}
+
+/// What the pages know.
+#[derive(Clone)]
+struct Known {
+    shared: Arc<Shared>,
+    report: Arc<dyn Report>,
+}
+
+fn pages(shared: Arc<Shared>, report: Arc<dyn Report>) -> Pages {
+    Pages::new()
+        .route("/health", get(async |State(known): State<Known>| Json(health_json(&known.report.health()))))
+        .route("/health/live", get(async || "live\n"))
+        .route("/health/ready", get(ready))
+        .route("/stats", get(stats))
+        .route("/metrics", get(metrics))
+        .with_state(Known { shared, report })
+}
+
+async fn ready(State(known): State<Known>) -> impl IntoResponse {
+    let status = known.report.health().status;
+    if known.shared.is_draining() || status == crate::router::Status::Starting {
+        return (StatusCode::SERVICE_UNAVAILABLE, "not ready\n");
+    }
+    (StatusCode::OK, "ready\n")
+}
+
+async fn stats(State(known): State<Known>) -> Json<serde_json::Value> {
+    let services: &services::Handle = &known.shared.parts.services;
+    Json(stats_json(
+        &known.report.health(),
+        &services.capabilities(),
+        services.load(),
+        &known.shared.counters,
+        &known.report.directory(),
+    ))
+}
+
+async fn metrics(State(known): State<Known>) -> impl IntoResponse {
+    let kind = [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
+    (kind, known.report.metrics().await)
+}

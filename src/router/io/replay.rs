@@ -1,0 +1,198 @@
+//! A request's body, passed on as it comes, of which the beginning is remembered as long as a second attempt may need it.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+/// A body of which more than this was passed on is not sent a second time.
+pub const REPLAY_BUFFER_BYTES: usize = 64 * 1024;
+
+/// Why a body ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyBroken {
+    /// The client went away, or sent what is no HTTP.
+    #[error("the client's body broke off: {0}")]
+    Client(#[from] hyper::Error),
+    /// The request is over, or another attempt has taken its place.
+    #[error("the attempt is over")]
+    Over,
+}
+
+/// The body of one request, for several attempts, one at a time. Dropping it ends the attempt that is under way.
+pub struct Replay(Option<Arc<Mutex<State>>>);
+
+impl Replay {
+    /// For `body`. A body that is empty from the beginning costs nothing and can be sent for ever.
+    pub fn new(body: Incoming) -> Replay {
+        if body.is_end_stream() {
+            return Replay(None);
+        }
+        Replay(Some(Arc::new(Mutex::new(State {
+            source: Some(body),
+            kept: Vec::new(),
+            kept_bytes: 0,
+            intact: true,
+            attempt: 0,
+            waiting: None,
+        }))))
+    }
+
+    /// The body for the next attempt, from its beginning. The one before it ends.
+    pub fn attempt(&self) -> AttemptBody {
+        let Some(state) = &self.0 else { return AttemptBody::empty() };
+        let mut locked = lock(state);
+        locked.attempt += 1;
+        if let Some(waiting) = locked.waiting.take() {
+            waiting.wake();
+        }
+        AttemptBody { state: Some(state.clone()), attempt: locked.attempt, next: 0 }
+    }
+
+    /// Whether another attempt would get all of the body.
+    pub fn is_intact(&self) -> bool {
+        self.0.as_ref().is_none_or(|state| lock(state).intact)
+    }
+
+    /// Whether there is a body of which nothing was passed on: then no attempt can have been executed.
+    pub fn is_untouched(&self) -> bool {
+        self.0.as_ref().is_some_and(|state| {
+            let state = lock(state);
+            state.intact && state.kept.is_empty() && state.source.is_some()
+        })
+    }
+}
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        if let Some(state) = &self.0 {
+            let mut state = lock(state);
+            state.attempt = OVER;
+            state.source = None;
+            if let Some(waiting) = state.waiting.take() {
+                waiting.wake();
+            }
+        }
+    }
+}
+
+/// No attempt has this number.
+const OVER: u64 = u64::MAX;
+
+struct State {
+    /// None after its end.
+    source: Option<Incoming>,
+    /// What was passed on, if all of it fits.
+    kept: Vec<Bytes>,
+    kept_bytes: usize,
+    intact: bool,
+    attempt: u64,
+    waiting: Option<Waker>,
+}
+
+impl State {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
+        let Some(source) = &mut self.source else { return Poll::Ready(None) };
+        match Pin::new(source).poll_frame(context) {
+            Poll::Pending => {
+                self.waiting = Some(context.waker().clone());
+                Poll::Pending
+            }
+            Poll::Ready(None) => {
+                self.source = None;
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Err(error))) => {
+                self.intact = false;
+                Poll::Ready(Some(Err(error.into())))
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                self.keep(&frame);
+                Poll::Ready(Some(Ok(frame)))
+            }
+        }
+    }
+
+    fn keep(&mut self, frame: &Frame<Bytes>) {
+        // Trailers are rare, and a body that has them has ended: not worth remembering.
+        let data = frame.data_ref();
+        self.kept_bytes = self.kept_bytes.saturating_add(data.map_or(usize::MAX, Bytes::len));
+        self.intact &= self.kept_bytes <= REPLAY_BUFFER_BYTES;
+        if let (true, Some(data)) = (self.intact, data) {
+            self.kept.push(data.clone());
+        } else {
+            self.kept = Vec::new();
+        }
+    }
+}
+
+/// The body as one attempt sees it.
+pub struct AttemptBody {
+    /// None for an empty body.
+    state: Option<Arc<Mutex<State>>>,
+    attempt: u64,
+    /// Of the remembered pieces.
+    next: usize,
+}
+
+impl AttemptBody {
+    /// No body at all.
+    pub fn empty() -> AttemptBody {
+        AttemptBody { state: None, attempt: 0, next: 0 }
+    }
+}
+
+impl Body for AttemptBody {
+    type Data = Bytes;
+    type Error = BodyBroken;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
+        let this = &mut *self;
+        let Some(state) = &this.state else { return Poll::Ready(None) };
+        let mut state = lock(state);
+        if state.attempt != this.attempt {
+            return Poll::Ready(Some(Err(BodyBroken::Over)));
+        }
+        if let Some(piece) = state.kept.get(this.next) {
+            this.next += 1;
+            return Poll::Ready(Some(Ok(Frame::data(piece.clone()))));
+        }
+        let polled = state.poll(context);
+        this.next = state.kept.len();
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.state.as_ref().is_none_or(|state| {
+            let state = lock(state);
+            state.attempt == self.attempt
+                && self.next >= state.kept.len()
+                && state.source.as_ref().is_none_or(Body::is_end_stream)
+        })
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let Some(state) = &self.state else { return SizeHint::with_exact(0) };
+        let state = lock(state);
+        let again: u64 = state.kept.iter().skip(self.next).map(|piece| piece.len() as u64).sum();
+        let source = state.source.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint);
+        let mut hint = SizeHint::new();
+        if let Some(upper) = source.upper() {
+            hint.set_upper(upper + again);
+        }
+        hint.set_lower(source.lower() + again);
+        hint
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}

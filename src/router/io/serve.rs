@@ -1,0 +1,140 @@
+//! A listener: accepts connections, serves HTTP/1.1 and HTTP/2 on them, and leaves in order.
+//!
+//! On leaving, no connection is accepted any more, HTTP/2 peers get a GOAWAY, idle connections close, answers in flight
+//! end. What has not ended after the grace is aborted.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use http::Request;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Surface,
+    overlay::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, STREAM_WINDOW_BYTES},
+};
+
+/// Connections of one listener. Beyond, they wait in the kernel's queue until one ends.
+pub const MAX_CONNECTIONS: usize = 4096;
+/// Requests at once on one HTTP/2 connection.
+const MAX_STREAMS: u32 = 256;
+/// How long a connection may be idle, or take for the headers of a request.
+const HEADERS_WITHIN: Duration = Duration::from_secs(75);
+/// What is read ahead of an HTTP/1.1 body, and the end of what we read of headers (431 without a body).
+const READ_BUFFER_BYTES: usize = 128 * 1024;
+/// The end of what we read of HTTP/2 headers.
+const MAX_HEADER_LIST_BYTES: u32 = 128 * 1024;
+/// While HTTP/2 requests are in flight, a client that vanished is noticed within twice this, and its work cancelled.
+const PING_EVERY: Duration = Duration::from_secs(20);
+/// A client on a dead path is noticed by the kernel after this and a few minutes.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
+/// What may wait unsent in the kernel: an answer to a question must not stand behind megabytes.
+const UNSENT_BYTES: u32 = 256 * 1024;
+/// After an accept that failed for lack of files: something has to end first.
+const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(50);
+
+/// The connections of one listener, for what outlives its request.
+#[derive(Clone)]
+pub(super) struct Connections {
+    pub tracker: TaskTracker,
+    /// Cancelled when the grace is over.
+    pub killed: CancellationToken,
+}
+
+/// Serves `surface` on `listener` until `stop`, then lets what is in flight end for at most `grace`.
+pub async fn serve(
+    listener: TcpListener,
+    surface: Surface,
+    stop: CancellationToken,
+    grace: Duration,
+) -> anyhow::Result<()> {
+    let surface = Arc::new(surface);
+    let connections = Connections { tracker: TaskTracker::new(), killed: CancellationToken::new() };
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let place = tokio::select! {
+            () = stop.cancelled() => break,
+            place = places.clone().acquire_owned() => place?,
+        };
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let serving = connection(stream, surface.clone(), connections.clone(), stop.clone());
+                connections.tracker.spawn(async move {
+                    serving.await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a connection was not accepted");
+                tokio::time::sleep(ACCEPT_AGAIN_AFTER).await;
+            }
+        }
+    }
+    drop(listener);
+    connections.tracker.close();
+    if tokio::time::timeout(grace, connections.tracker.wait()).await.is_err() {
+        tracing::warn!(left = connections.tracker.len(), "connections aborted: the drain is over");
+        connections.killed.cancel();
+        connections.tracker.wait().await;
+    }
+    Ok(())
+}
+
+async fn connection(stream: TcpStream, surface: Arc<Surface>, connections: Connections, stop: CancellationToken) {
+    let Ok(peer) = stream.peer_addr() else { return };
+    // Both are optimisations; a socket that refuses them is as good.
+    let _ = stream.set_nodelay(true);
+    let socket = socket2::SockRef::from(&stream);
+    let _ = socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(KEEPALIVE_AFTER));
+    let _ = socket.set_tcp_notsent_lowat(UNSENT_BYTES);
+
+    let for_requests = connections.clone();
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        let surface = surface.clone();
+        request.extensions_mut().insert(for_requests.clone());
+        async move { Ok::<_, Infallible>(surface.answer(request, peer).await) }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS_WITHIN)
+        .max_buf_size(READ_BUFFER_BYTES)
+        .http2()
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADER_LIST_BYTES)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_EVERY);
+    let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    let mut serving = std::pin::pin!(serving);
+
+    let ended = tokio::select! {
+        ended = serving.as_mut() => ended,
+        () = stop.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            tokio::select! {
+                ended = serving.as_mut() => ended,
+                () = connections.killed.cancelled() => Ok(()),
+            }
+        }
+    };
+    if let Err(error) = ended {
+        tracing::trace!(%peer, %error, "connection ended");
+    }
+}

@@ -1,0 +1,7 @@
+//! The router against real servers on loopback addresses.
+
+mod answers;
+mod doors;
+mod mesh;
+mod streams;
+mod workers;

@@ -1,0 +1,23 @@
+//! Connections that became something else (WebSocket): bytes are passed both ways until either side ends.
+
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+
+use super::serve::Connections;
+
+/// Joins the client's side and the worker's once both have switched. `held` is given up at the end.
+pub(super) fn splice(ours: OnUpgrade, theirs: OnUpgrade, connections: Connections, held: impl Send + 'static) {
+    let killed = connections.killed.clone();
+    connections.tracker.spawn(async move {
+        let _held = held;
+        let passing = async {
+            let (ours, theirs) = tokio::try_join!(ours, theirs)?;
+            let passed = tokio::io::copy_bidirectional(&mut TokioIo::new(ours), &mut TokioIo::new(theirs)).await;
+            passed.map_err(anyhow::Error::from)
+        };
+        tokio::select! {
+            () = killed.cancelled() => tracing::debug!("upgraded connection aborted: the drain is over"),
+            passed = passing => tracing::debug!(?passed, "upgraded connection ended"),
+        }
+    });
+}
