@@ -244,7 +244,9 @@ impl Table {
             }
             Purpose::Get { key, found, was_answered, progress } => {
                 let entries = read(&self.shared, key, &record.record.value);
-                let from_member = record.peer.is_some() && !entries.is_empty();
+                // An expired record of a member may be what somebody happens to remember; its storers may have a later.
+                let unix = clock::unix();
+                let from_member = record.peer.is_some() && entries.iter().any(|entry| !entry.is_expired(unix));
                 for entry in entries {
                     let known = found.get(&entry.id()).map(Entry::sequence);
                     if known.is_none_or(|known| known < entry.sequence()) {

@@ -82,6 +82,19 @@ async fn an_address_never_heard_of_is_found_in_the_table() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_is_stored_nowhere_is_found_through_whoever_has_met_its_member() {
+    let lab = Lab::new();
+    let (b, c) = (lab.member(2), lab.member(3));
+    let met = lab.mesh.node(1);
+    b.handle.add_contacts(&[met.sign(&[], 1, clock::unix().plus(LIFE))]);
+    c.knows(&[&b]);
+
+    let resolved = c.handle.resolve(met.address()).await.unwrap();
+
+    assert_eq!(resolved.id(), met.id());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lone_member_finds_its_own_and_tells_the_first_who_comes() {
     let lab = Lab::new();
     let a = lab.member(1);
