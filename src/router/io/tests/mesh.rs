@@ -267,8 +267,8 @@ impl Report for Facts {
         DirectoryCounters::default()
     }
 
-    fn metrics(&self) -> String {
-        "# EOF\n".into()
+    fn metrics(&self) -> futures::future::BoxFuture<'_, String> {
+        Box::pin(async { "# EOF\n".into() })
     }
 }
 
