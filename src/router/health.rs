@@ -210,6 +210,7 @@ mod tests {
             overlay: Some("127.0.0.1:8000".parse().unwrap()),
             tunnel: None,
             load: Default::default(),
+            published_at: Default::default(),
         }
     }
 }
