@@ -1,6 +1,8 @@
 //! The commands of `wiremesh`, one file each.
 
 mod agent;
+mod call;
+mod capabilities;
 mod cert;
 mod coordinator;
 pub mod demo;
@@ -55,6 +57,7 @@ enum Networked {
     Peers(view::Args),
     /// Lists the services that this machine's agent knows of, and who offers them
     Services(view::Args),
+    Call(call::Args),
     Ping(ping::Args),
 }
 
@@ -62,6 +65,7 @@ enum Networked {
 #[derive(clap::Subcommand)]
 enum Local {
     Demo(demo::Args),
+    Capabilities(capabilities::Args),
     Cert(cert::Args),
     /// Prints completions for a shell
     Completions {
@@ -109,6 +113,7 @@ async fn networked(command: Networked) -> Result<(), Failure> {
         Networked::Status(args) => view::run(View::Status, &args, out).await,
         Networked::Peers(args) => view::run(View::Peers, &args, out).await,
         Networked::Services(args) => view::run(View::Services, &args, out).await,
+        Networked::Call(args) => call::run(&args).await,
         Networked::Ping(args) => ping::run(&args, out).await,
     }
 }
@@ -117,6 +122,7 @@ fn local(command: Local) -> Result<ExitCode, Failure> {
     match command {
         // Before there are threads: it makes namespaces for the whole process.
         Local::Demo(args) => return demo::run(&args),
+        Local::Capabilities(args) => capabilities::run(&args, &mut io::stdout())?,
         Local::DemoService(args) => demo::service::run(&args)?,
         Local::Cert(args) => return cert::run(&args),
         Local::Completions { shell } => {
