@@ -10,6 +10,7 @@
 //! ```
 
 pub mod api;
+pub mod app;
 pub mod backoff;
 pub mod cli;
 pub mod clock;

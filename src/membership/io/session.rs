@@ -97,6 +97,7 @@ pub struct Handle {
     pub client: Client,
     status: Arc<Mutex<Status>>,
     changed: Arc<Notify>,
+    met: Arc<Mutex<Vec<Seed>>>,
 }
 
 impl Handle {
@@ -108,6 +109,12 @@ impl Handle {
     /// What we say about ourselves has changed: send a heartbeat soon.
     pub fn announce(&self) {
         self.changed.notify_one();
+    }
+
+    /// Members met elsewhere than at the coordinator, to begin with after a restart. On disk with the next heartbeat,
+    /// answered or not.
+    pub fn keep_seeds(&self, seeds: Vec<Seed>) {
+        *self.met.lock().unwrap_or_else(PoisonError::into_inner) = seeds;
     }
 
     fn locked(&self) -> MutexGuard<'_, Status> {
@@ -144,6 +151,7 @@ impl Session {
             client: member.client.clone(),
             status: Arc::new(Mutex::new(status)),
             changed: Arc::new(Notify::new()),
+            met: Arc::default(),
         };
         let heartbeat = Heartbeat::new(seed.wrapping_add(1), now);
         Session { member, disk, seeds, lease, heartbeat, handle, registered: None, seeds_at: now }
@@ -176,6 +184,7 @@ impl Session {
             let step = async {
                 self.renew_if_due(&events).await;
                 self.report_if_due(&sources, &events).await;
+                self.keep_met();
             };
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -347,6 +356,17 @@ impl Session {
             tracing::warn!("could not keep the seeds: {error:#}");
         }
         tell(events, Event::Seeds(fresh.seeds)).await;
+    }
+
+    fn keep_met(&mut self) {
+        let met = std::mem::take(&mut *self.handle.met.lock().unwrap_or_else(PoisonError::into_inner));
+        if met.is_empty() {
+            return;
+        }
+        self.seeds.merge(met);
+        if let Err(error) = self.disk.keep_seeds(&self.seeds) {
+            tracing::warn!("could not keep the seeds: {error:#}");
+        }
     }
 
     fn keep_coordinators(&self) {
