@@ -85,6 +85,8 @@ pub struct StandardPeer {
     pub allowed: Vec<IpNet>,
     /// Where it is, if it does not call first.
     pub endpoint: Option<SocketAddr>,
+    /// How often something is sent to keep a NAT on the way open, in seconds.
+    pub keepalive_secs: Option<u16>,
 }
 
 /// `[dht]`
@@ -260,6 +262,7 @@ struct PeerFile {
     public_key: WgPublicKey,
     address: Addresses,
     endpoint: Option<SocketAddr>,
+    keepalive: Option<Span>,
 }
 
 /// One address or network, or several.
@@ -285,7 +288,15 @@ impl PeerFile {
         if allowed.is_empty() {
             return Err(BadSettings::about("overlay.peer.address", "at least one address is needed"));
         }
-        Ok(StandardPeer { public_key: self.public_key, allowed, endpoint: self.endpoint })
+        let keepalive_secs = match self.keepalive {
+            None => None,
+            Some(Span(keepalive)) => {
+                let seconds = u16::try_from(keepalive.as_secs()).ok().filter(|seconds| *seconds > 0);
+                let bad = || BadSettings::about("overlay.peer.keepalive", "between 1s and 18h");
+                Some(seconds.ok_or_else(bad)?)
+            }
+        };
+        Ok(StandardPeer { public_key: self.public_key, allowed, endpoint: self.endpoint, keepalive_secs })
     }
 }
 

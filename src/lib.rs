@@ -10,6 +10,7 @@
 //! ```
 
 pub mod api;
+pub mod app;
 pub mod backoff;
 pub mod cli;
 pub mod clock;
@@ -18,6 +19,7 @@ pub mod coordinator;
 pub mod directory;
 #[cfg(test)]
 mod layers;
+pub mod membership;
 pub mod overlay;
 pub mod router;
 pub mod sandbox;

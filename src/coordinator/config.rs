@@ -143,17 +143,16 @@ impl Default for File {
     }
 }
 
-/// Agents append `/api/…` to it and pin the mesh's authority, so it must be https and nothing but a place.
+/// Agents pin the mesh's authority and sign the path they ask for, so it must be https and nothing but a place.
 pub fn public_url(text: &str) -> Result<String, BadSettings> {
     let bad = |why: &str| BadSettings::about("public_urls", format!("{text:?} {why}"));
-    let url = reqwest::Url::parse(text).map_err(|_| bad("is not a URL"))?;
-    if url.scheme() != "https" || !url.has_host() {
-        return Err(bad("is not an https URL"));
+    let url: http::Uri = text.parse().map_err(|_| bad("is not a URL"))?;
+    let authority = url.authority().filter(|_| url.scheme_str() == Some("https"));
+    let authority = authority.ok_or_else(|| bad("is not an https URL"))?;
+    if !matches!(url.path(), "" | "/") || url.query().is_some() || authority.as_str().contains('@') {
+        return Err(bad("has more than scheme, host and port"));
     }
-    if url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() || url.password().is_some() {
-        return Err(bad("has more than scheme, host, port and path"));
-    }
-    Ok(url.as_str().trim_end_matches('/').to_owned())
+    Ok(format!("https://{authority}"))
 }
 
 fn database(text: &str) -> Result<Option<PathBuf>, BadSettings> {

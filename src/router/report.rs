@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures::future::BoxFuture;
 use serde_json::{Value, json};
 use wiremesh_certs::{Load, NodeName, OverlayIp, ServiceName};
 
@@ -69,7 +70,7 @@ pub trait Report: Send + Sync {
     /// For `/stats`.
     fn directory(&self) -> DirectoryCounters;
     /// For `/metrics`: Prometheus text of every part, ending in `# EOF`.
-    fn metrics(&self) -> String;
+    fn metrics(&self) -> BoxFuture<'_, String>;
 }
 
 /// The body of `/health`.

@@ -147,8 +147,8 @@ impl Handle {
     }
 
     /// Members worth keeping for the next start, most recently proven first.
-    pub fn contacts(&self) -> Vec<Signed<NodeRecord>> {
-        self.shared.memory().contacts.list().iter().map(|entry| entry.signed().clone()).collect()
+    pub fn contacts(&self) -> Vec<Entry> {
+        self.shared.memory().contacts.list()
     }
 
     /// New connections show this certificate from now on.

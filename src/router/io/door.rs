@@ -218,5 +218,5 @@ async fn stats(State(known): State<Known>) -> Json<serde_json::Value> {
 
 async fn metrics(State(known): State<Known>) -> impl IntoResponse {
     let kind = [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
-    (kind, known.report.metrics())
+    (kind, known.report.metrics().await)
 }

@@ -1,0 +1,181 @@
+//! Where two parts meet: what one of them learns is told to the other.
+//!
+//! ```text
+//! overlay: who is 10.42.0.9? ──► directory ──► overlay: this peer, there
+//! overlay: a stranger introduced itself ──► directory: a contact
+//! directory: a member moved ──► overlay: there, if it is a peer
+//! services, endpoints or certificate changed, or 30 s passed ──► a new record ──► overlay, directory
+//! ```
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{StreamExt, stream::FuturesUnordered};
+use rand::Rng;
+use tokio::sync::{Notify, broadcast, mpsc};
+use wiremesh_certs::{NodeRecord, Signed};
+
+use super::record::{Author, Facts};
+use crate::{
+    clock, directory, overlay, services,
+    task::{CancellationToken, Tasks},
+};
+
+/// A record lives three times as long.
+const PUBLISH_EVERY: Duration = Duration::from_secs(30);
+/// Changes that come together make one record.
+const GATHER_CHANGES: Duration = Duration::from_millis(100);
+/// Addresses looked up at a time for the overlay. Beyond it a question waits in the overlay's queue of events, and the
+/// overlay asks again.
+const MAX_RESOLVING: usize = 64;
+
+/// Signs a record of how things are at this moment.
+pub struct Recorder {
+    /// Signs it.
+    pub author: Author,
+    /// Where we may be reached.
+    pub overlay: Option<overlay::Handle>,
+    /// What we offer and how busy we are.
+    pub services: services::Handle,
+}
+
+impl Recorder {
+    /// A record of what is true now. `None` only if the certificate leaves no room for one, which is logged.
+    pub fn record(&self) -> Option<Signed<NodeRecord>> {
+        self.sign(Facts {
+            endpoints: self.overlay.as_ref().map(overlay::Handle::endpoints).unwrap_or_default(),
+            services: self.services.offered(),
+            load: self.services.load(),
+        })
+    }
+
+    /// A record that offers nothing: we are about to leave.
+    pub fn farewell(&self) -> Option<Signed<NodeRecord>> {
+        self.sign(Facts { endpoints: Vec::new(), services: Arc::from([]), load: self.services.load() })
+    }
+
+    fn sign(&self, facts: Facts) -> Option<Signed<NodeRecord>> {
+        self.author
+            .sign(facts, clock::unix_millis())
+            .inspect_err(|error| tracing::error!(%error, "our record cannot be made, nobody will find us"))
+            .ok()
+    }
+}
+
+/// Publishes our record: at the start, every 30 s, and when something in it has changed.
+pub async fn publish(
+    recorder: Arc<Recorder>,
+    directory: directory::Handle,
+    renewed: Arc<Notify>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut services = recorder.services.changes();
+    let mut overlay = recorder.overlay.clone();
+    loop {
+        if let Some(record) = recorder.record() {
+            if let Some(overlay) = &overlay {
+                overlay.set_own_record(record.clone()).await;
+            }
+            if let Err(why) = directory.publish(&record) {
+                tracing::warn!(%why, "our own record is refused and was not published");
+            }
+        }
+        let interval = PUBLISH_EVERY.mul_f64(rand::rng().random_range(0.9..=1.0));
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(interval) => continue,
+            () = renewed.notified() => {}
+            changed = services.changed() => changed?,
+            () = moved(&mut overlay) => {}
+        }
+        tokio::time::sleep(GATHER_CHANGES).await;
+    }
+}
+
+/// Waits until our endpoints have changed; for ever, without overlay.
+async fn moved(overlay: &mut Option<overlay::Handle>) {
+    match overlay {
+        Some(overlay) => overlay.endpoints_changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Answers the overlay's questions and passes on whom it met.
+pub async fn answer_overlay(
+    overlay: overlay::Handle,
+    mut events: mpsc::Receiver<overlay::Event>,
+    directory: directory::Handle,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut resolving = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            Some(()) = resolving.next() => {}
+            event = events.recv(), if resolving.len() < MAX_RESOLVING => match event {
+                Some(overlay::Event::Resolve(address)) => {
+                    let (overlay, directory) = (&overlay, &directory);
+                    resolving.push(async move {
+                        match directory.resolve(address).await {
+                            Some(entry) => overlay.upsert_peer(entry.verified().clone(), entry.record().clone()).await,
+                            None => overlay.unresolvable(address).await,
+                        }
+                    });
+                }
+                Some(overlay::Event::Introduced(member, record)) => {
+                    tracing::debug!(peer = %member.name(), "introduced itself");
+                    directory.add_contacts(&[record]);
+                }
+                Some(overlay::Event::Left(member, why)) => {
+                    tracing::info!(peer = %member.name(), ?why, "peer dropped");
+                }
+                // The overlay has stopped, and says why itself.
+                None => {
+                    stop.cancelled().await;
+                    return Ok(());
+                }
+            },
+        }
+    }
+}
+
+/// Tells the overlay where its peers have moved, as the directory hears of it.
+pub async fn follow_members(
+    overlay: overlay::Handle,
+    directory: directory::Handle,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut news = directory.news();
+    loop {
+        let heard = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            heard = news.recv() => heard,
+        };
+        match heard {
+            Ok(entry) => overlay.refresh_peer(entry.verified().clone(), entry.record().clone()).await,
+            // Later news will come, and a peer that moved also says so itself.
+            Err(broadcast::error::RecvError::Lagged(missed)) => tracing::debug!(missed, "news of members missed"),
+            Err(broadcast::error::RecvError::Closed) => {
+                stop.cancelled().await;
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Starts everything in this file.
+pub fn start(
+    recorder: &Arc<Recorder>,
+    events: Option<mpsc::Receiver<overlay::Event>>,
+    directory: &directory::Handle,
+    renewed: &Arc<Notify>,
+    tasks: &Tasks,
+) {
+    if let (Some(overlay), Some(events)) = (&recorder.overlay, events) {
+        let (overlay_too, directory_too) = (overlay.clone(), directory.clone());
+        tasks.spawn("resolve", |stop| answer_overlay(overlay_too, events, directory_too, stop));
+        let (overlay, directory) = (overlay.clone(), directory.clone());
+        tasks.spawn("follow", |stop| follow_members(overlay, directory, stop));
+    }
+    let (recorder, directory, renewed) = (recorder.clone(), directory.clone(), renewed.clone());
+    tasks.spawn("publish", |stop| publish(recorder, directory, renewed, stop));
+}

@@ -1,0 +1,163 @@
+//! What this node says about itself, put together from its parts and signed.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use wiremesh_certs::{
+    Chain, IdentityKey, Load, MAX_ENDPOINTS, MAX_SERVICES, NodeRecord, RECORD_LIFE, ServiceName, SignError, Signed,
+    TunnelUrl, UnixTime, Verified,
+};
+
+/// What a record is made of at one moment.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// Where the node may be reached, best first.
+    pub endpoints: Vec<SocketAddr>,
+    /// What it offers.
+    pub services: Arc<[ServiceName]>,
+    /// How busy it is.
+    pub load: Load,
+}
+
+/// Signs our records: each newer than the one before, also when the clock was set back.
+pub struct Author {
+    key: Arc<IdentityKey>,
+    tunnel_url: Option<TunnelUrl>,
+    overlay: bool,
+    state: Mutex<State>,
+}
+
+struct State {
+    own: Verified,
+    last_sequence: u64,
+}
+
+impl Author {
+    /// For the node that `own` describes. What never changes while it runs is given here.
+    pub fn new(key: Arc<IdentityKey>, own: Verified, tunnel_url: Option<TunnelUrl>, overlay: bool) -> Author {
+        Author { key, tunnel_url, overlay, state: Mutex::new(State { own, last_sequence: 0 }) }
+    }
+
+    /// A record of these facts. What its certificate does not allow to be offered is left out, with a word in the log.
+    ///
+    /// A record that would not fit a datagram loses its last endpoints first: an address too few is better than none.
+    pub fn sign(&self, facts: Facts, now_millis: u64) -> Result<Signed<NodeRecord>, SignError> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.last_sequence = now_millis.max(state.last_sequence + 1);
+        let (allowed, refused): (Vec<_>, Vec<_>) =
+            facts.services.iter().cloned().partition(|service| state.own.services().allows(service));
+        if let Some(service) = refused.first() {
+            tracing::warn!(%service, "our certificate does not allow us to offer this service");
+        }
+        let mut record = NodeRecord {
+            sequence: state.last_sequence,
+            expires_at: UnixTime(state.last_sequence / 1000).plus(RECORD_LIFE),
+            endpoints: facts.endpoints,
+            services: allowed,
+            load: facts.load,
+            tunnel_url: self.tunnel_url.clone(),
+            overlay: self.overlay,
+        };
+        record.endpoints.truncate(MAX_ENDPOINTS);
+        record.services.truncate(MAX_SERVICES);
+        loop {
+            match Signed::sign(&record, &self.key, state.own.chain()) {
+                Err(SignError::TooLarge) if record.endpoints.len() > 1 => _ = record.endpoints.pop(),
+                signed => return signed,
+            }
+        }
+    }
+
+    /// Our certificate was renewed.
+    pub fn set_own(&self, own: Verified) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).own = own;
+    }
+
+    /// Our certificate at this moment.
+    pub fn own(&self) -> Verified {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).own.clone()
+    }
+
+    /// Our certificates at this moment.
+    pub fn chain(&self) -> Chain {
+        self.own().chain().clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use wiremesh_certs::{AllowedServices, Authority, CaParameters, Claims, OverlayIp, Trust, generate_keys};
+
+    use super::*;
+
+    const NOW: UnixTime = UnixTime(1_800_000_000);
+
+    #[test]
+    fn each_record_is_newer_than_the_one_before_also_when_the_clock_was_set_back() {
+        let (author, trust) = author(AllowedServices::Any);
+
+        let first = author.sign(facts(&["ocr"], 1), 5_000).unwrap();
+        let second = author.sign(facts(&["ocr"], 1), 4_000).unwrap();
+
+        let sequence = |signed: &wiremesh_certs::SignedRecord| trust.open(signed, NOW).unwrap().payload.sequence;
+        assert!(sequence(&second) > sequence(&first));
+    }
+
+    #[test]
+    fn a_service_that_the_certificate_does_not_allow_is_left_out() {
+        let (author, trust) = author(AllowedServices::Only(vec!["ocr".parse().unwrap()]));
+
+        let signed = author.sign(facts(&["ocr", "llm-inference"], 1), 5_000).unwrap();
+
+        let record = trust.open(&signed, NOW).unwrap().payload;
+        assert_eq!(record.services, ["ocr".parse().unwrap()]);
+    }
+
+    #[test]
+    fn a_record_too_large_for_a_datagram_loses_its_last_endpoints() {
+        let (author, trust) = author(AllowedServices::Any);
+        let long: Vec<String> = (0..9).map(|n| format!("a-service-with-a-rather-long-name-{n}")).collect();
+        let names: Vec<&str> = long.iter().map(String::as_str).collect();
+
+        let signed = author.sign(facts(&names, 8), 5_000).unwrap();
+
+        let record = trust.open(&signed, NOW).unwrap().payload;
+        assert_eq!(record.services.len(), 9);
+        assert!((1..8).contains(&record.endpoints.len()), "{}", record.endpoints.len());
+    }
+
+    fn facts(services: &[&str], endpoints: u16) -> Facts {
+        Facts {
+            endpoints: (0..endpoints).map(|port| (std::net::Ipv6Addr::LOCALHOST, port + 1).into()).collect(),
+            services: services.iter().map(|name| name.parse().unwrap()).collect(),
+            load: Load::default(),
+        }
+    }
+
+    fn author(services: AllowedServices) -> (Author, Trust) {
+        let parameters = CaParameters {
+            mesh: "lab".parse().unwrap(),
+            network: "10.42.0.0/16".parse().unwrap(),
+            lifetime: Duration::from_secs(86_400),
+        };
+        let authority = Authority::create(&parameters, NOW, &mut rand::rng()).unwrap();
+        let (key, wg) = generate_keys(&mut rand::rng());
+        let claims = Claims {
+            identity: key.id(),
+            wg: wg.public(),
+            name: "worker-1".parse().unwrap(),
+            address: OverlayIp("10.42.0.7".parse().unwrap()),
+            groups: Vec::new(),
+            services,
+            lifetime: Duration::from_secs(3600),
+        };
+        let chain = authority.issue(&claims, NOW, &mut rand::rng()).unwrap();
+        let trust = Trust::new(authority.certificate().clone());
+        let own = trust.verify(&chain, NOW).unwrap();
+        (Author::new(Arc::new(key), own, None, true), trust)
+    }
+}

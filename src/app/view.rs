@@ -1,0 +1,270 @@
+//! What the agent knows of itself, for people and programs: the socket, `/health`, `/stats` and `/metrics`.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use prometheus_client::registry::Registry;
+use serde_json::{Value, json};
+use wiremesh_certs::{NodeName, OverlayIp, ServiceName, TrustStore};
+
+use super::{glue::Recorder, metrics};
+use crate::{
+    clock, directory, membership,
+    overlay::{self, ping::PingFailed, ping::Pong},
+    router::{self, DirectoryCounters, HealthReport, Status},
+};
+
+/// A peer heard within this time counts as heard lately.
+const HEARD_LATELY: Duration = Duration::from_secs(60);
+/// So long without a coordinator and the agent calls itself degraded: three heartbeats.
+const COORDINATOR_MISSED_AFTER: Duration = Duration::from_secs(30);
+/// With less than this share of its life left a certificate should have been renewed long ago.
+const CERTIFICATE_LATE_BELOW: f64 = 0.25;
+
+/// The handles of all parts, to look at.
+pub struct View {
+    /// What we say about ourselves.
+    pub recorder: Arc<Recorder>,
+    /// Who offers what.
+    pub directory: directory::Handle,
+    /// Our place in the mesh.
+    pub membership: membership::io::Handle,
+    /// Who gets which request.
+    pub router: router::io::Router,
+    /// Whom we believe.
+    pub trust: Arc<TrustStore>,
+    /// Where local clients are answered.
+    pub listen: SocketAddr,
+    /// Where other nodes' requests end.
+    pub ingress: Option<SocketAddr>,
+    /// When the agent was started.
+    pub started_at: Instant,
+    /// Whether all listeners are up.
+    pub ready: AtomicBool,
+    /// Whether the agent has been asked to stop.
+    pub leaving: AtomicBool,
+}
+
+impl View {
+    /// For `wiremesh status`.
+    pub async fn status(&self) -> Value {
+        let (now, unix) = (clock::now(), clock::unix());
+        let own = self.recorder.author.own();
+        let (begin, end) = (own.not_before().0, own.not_after().0);
+        let life = end.saturating_sub(begin).max(1);
+        let overlay = self.overlay_status().await;
+        let dht = self.directory.status();
+        let coordinator = self.membership.status();
+        json!({
+            "name": own.name(),
+            "id": own.id(),
+            "mesh": self.trust.current().mesh(),
+            "version": env!("CARGO_PKG_VERSION"),
+            "state": self.state().as_str(),
+            "troubles": self.troubles(),
+            "uptime_secs": now.saturating_duration_since(self.started_at).as_secs(),
+            "overlay_ip": overlay.as_ref().map(|_| own.address()),
+            "identity": {
+                "serial": own.serial(),
+                "groups": own.groups(),
+                "wireguard_key": own.wg(),
+                "not_before": own.not_before().to_string(),
+                "not_after": own.not_after().to_string(),
+                "ends_in_secs": end.saturating_sub(unix.0),
+                "used_percent": (unix.0.saturating_sub(begin) * 100 / life).min(100),
+            },
+            "overlay": overlay.as_ref().map(|overlay| json!({
+                "interface": overlay.interface,
+                "mtu": overlay.mtu,
+                "listen_port": overlay.listen_port,
+                "endpoints": overlay.endpoints,
+                "peers": overlay.peers.len(),
+                "peers_heard": overlay.peers.iter().filter(|peer| heard_lately(peer)).count(),
+                "traffic": overlay.traffic,
+                "dropped": overlay.dropped,
+            })),
+            "dht": {
+                "enabled": dht.dht_enabled,
+                "connections": dht.connections,
+                "members": dht.members,
+                "contacts": dht.contacts,
+                "absent": dht.absent,
+                "stored_entries": dht.stored,
+                "stored_by": dht.stored_by,
+                "published": dht.stored_by > 0,
+                "published_secs_ago": dht.published_secs_ago,
+                "answered_secs_ago": dht.answered_secs_ago,
+                "lookups": dht.lookups,
+                "lookups_found": dht.lookups_found,
+                "last_lookup_ms": dht.last_lookup_ms,
+                "average_lookup_ms": dht.average_lookup_ms,
+                "rejected": dht.rejected,
+            },
+            "coordinator": {
+                "url": coordinator.coordinator,
+                "connected": coordinator.is_connected(),
+                "heard_secs_ago": coordinator.last_contact_age(now).map(|age| age.as_secs()),
+                "failures": coordinator.failures,
+                "last_error": coordinator.last_error,
+                "renew_at": coordinator.renew_at.to_string(),
+                "renewal_error": coordinator.renewal_error,
+            },
+            "revocation_number": self.trust.current().revocation_number(),
+            "services": self.own_services(),
+            "api": { "listen": self.listen, "ingress": self.ingress },
+        })
+    }
+
+    /// For `wiremesh peers`.
+    pub async fn peers(&self) -> Value {
+        let peers = self.overlay_status().await.map(|overlay| overlay.peers).unwrap_or_default();
+        json!({ "peers": peers })
+    }
+
+    /// For `wiremesh services`: what is offered here, and whatever is remembered of others.
+    pub async fn services(&self) -> Value {
+        let now_millis = clock::unix_millis();
+        let mut services: BTreeMap<ServiceName, Vec<Value>> = BTreeMap::new();
+        for entry in self.directory.remembered() {
+            for service in &entry.record().services {
+                services.entry(service.clone()).or_default().push(json!({
+                    "name": entry.name(),
+                    "address": entry.address(),
+                    "load_percent": entry.record().load.percent(),
+                    "tunnel_url": entry.record().tunnel_url,
+                    "published_secs_ago": now_millis.saturating_sub(entry.sequence()) / 1000,
+                }));
+            }
+        }
+        let rows = services.into_iter().map(|(name, workers)| json!({ "name": name, "workers": workers }));
+        json!({ "services": rows.collect::<Vec<_>>(), "offered_here": self.own_services() })
+    }
+
+    /// The address that a name or an address means.
+    pub async fn address_of(&self, to: &str) -> Option<OverlayIp> {
+        if let Ok(address) = to.parse::<OverlayIp>() {
+            return self.trust.current().network().contains(&address.0).then_some(address);
+        }
+        let name: NodeName = to.parse().ok()?;
+        if name == *self.recorder.author.own().name() {
+            return Some(self.recorder.author.own().address());
+        }
+        Some(self.directory.resolve_name(&name).await?.address())
+    }
+
+    /// One round trip over the overlay.
+    pub async fn ping(&self, to: OverlayIp) -> Result<Pong, PingFailed> {
+        match &self.recorder.overlay {
+            Some(overlay) => overlay.ping(to).await,
+            None => Err(PingFailed::Stopped),
+        }
+    }
+
+    /// For `/health`.
+    pub fn health(&self) -> HealthReport {
+        let own = self.recorder.author.own();
+        HealthReport {
+            status: self.state(),
+            worker_id: own.name().clone(),
+            vpn_ip: self.recorder.overlay.as_ref().map(|_| own.address()),
+            services: self.recorder.services.offered(),
+            dht_enabled: self.directory.status().dht_enabled,
+            uptime: clock::now().saturating_duration_since(self.started_at),
+        }
+    }
+
+    /// For `/stats`.
+    pub fn directory_counters(&self) -> DirectoryCounters {
+        let status = self.directory.status();
+        DirectoryCounters {
+            cache_hits: status.counters.cache_hits,
+            cache_misses: status.counters.cache_misses,
+            dht_lookups: status.counters.dht_lookups,
+            http_lookups: status.counters.http_lookups,
+            cache_size: status.services as u64,
+        }
+    }
+
+    /// For `/metrics`.
+    pub async fn metrics(&self) -> String {
+        let mut registry = Registry::default();
+        self.router.counters().register(&mut registry);
+        metrics::register_agent(&mut registry, self.recorder.author.own().not_after(), self.recorder.services.load());
+        metrics::register_directory(&mut registry, &self.directory.status());
+        if let Some(overlay) = self.overlay_status().await {
+            metrics::register_overlay(&mut registry, &overlay);
+        }
+        metrics::encode(&registry)
+    }
+
+    fn state(&self) -> Status {
+        if !self.ready.load(Ordering::Relaxed) {
+            Status::Starting
+        } else if self.troubles().is_empty() {
+            Status::Healthy
+        } else {
+            Status::Degraded
+        }
+    }
+
+    /// What is not as it should be, in words.
+    fn troubles(&self) -> Vec<String> {
+        let mut troubles = Vec::new();
+        let own = self.recorder.author.own();
+        let unix = clock::unix();
+        if self.trust.current().is_revoked(&own) {
+            troubles.push("our certificate is revoked: nobody talks to us; join again with a new token".to_owned());
+        } else if !own.is_valid_at(unix) {
+            troubles.push(format!(
+                "our certificate is valid from {} to {}, and it is {unix}",
+                own.not_before(),
+                own.not_after()
+            ));
+        } else {
+            let life = own.not_after().saturating_since(own.not_before()).as_secs_f64();
+            let left = own.not_after().saturating_since(unix).as_secs_f64();
+            if left < life * CERTIFICATE_LATE_BELOW {
+                troubles.push("our certificate could not be renewed in time; is the coordinator reachable?".to_owned());
+            }
+        }
+        let now = clock::now();
+        let heard = self.membership.status().last_contact.unwrap_or(self.started_at);
+        if now.saturating_duration_since(heard) > COORDINATOR_MISSED_AFTER {
+            troubles.push("no coordinator answers: joining, renewing and revoking wait, the rest goes on".to_owned());
+        }
+        let offered = self.recorder.services.offered();
+        for service in self.recorder.services.configured().filter(|service| !offered.contains(service)) {
+            troubles.push(format!("{service} is not offered: its upstream does not answer"));
+        }
+        if self.leaving.load(Ordering::Relaxed) {
+            troubles.push("stopping: no new requests are taken".to_owned());
+        }
+        troubles
+    }
+
+    fn own_services(&self) -> Vec<Value> {
+        let services = &self.recorder.services;
+        let offered = services.offered();
+        let occupancy = services.occupancy();
+        let row = |(name, running, waiting)| json!({ "offered": offered.contains(&name), "name": name, "running": running, "waiting": waiting });
+        occupancy.into_iter().map(row).collect()
+    }
+
+    async fn overlay_status(&self) -> Option<overlay::Status> {
+        match &self.recorder.overlay {
+            Some(overlay) => overlay.status().await,
+            None => None,
+        }
+    }
+}
+
+fn heard_lately(peer: &overlay::PeerStatus) -> bool {
+    peer.heard_age.is_some_and(|age| age < HEARD_LATELY.as_secs_f64())
+}

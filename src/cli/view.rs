@@ -1,0 +1,236 @@
+//! `wiremesh status`, `peers` and `services`: what the running agent knows, with the age of its evidence.
+
+use std::{
+    fmt::Write as _,
+    io::{IsTerminal, Write},
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use super::{agent::Where, failure::Failure, socket};
+
+/// How often `--watch` looks again.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+
+/// Options of the three views
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    at: Where,
+    /// Prints JSON
+    #[arg(long)]
+    json: bool,
+    /// Looks again every second, until Ctrl-C
+    #[arg(long)]
+    watch: bool,
+}
+
+/// Which view.
+#[derive(Clone, Copy, Debug)]
+pub enum View {
+    /// The agent itself.
+    Status,
+    /// Who it exchanges packets with.
+    Peers,
+    /// Who offers what.
+    Services,
+}
+
+/// Prints a view.
+pub async fn run(view: View, args: &Args, out: &mut impl Write) -> Result<(), Failure> {
+    let socket = args.at.socket()?;
+    let path = match view {
+        View::Status => "/status",
+        View::Peers => "/peers",
+        View::Services => "/services",
+    };
+    loop {
+        let value: Value = socket::get(&socket, path).await?;
+        let text = if args.json { format!("{value:#}\n") } else { render(view, &value) };
+        if args.watch && std::io::stdout().is_terminal() {
+            // Home, and clear to the end: no scrolling.
+            write!(out, "\x1b[H\x1b[J")?;
+        }
+        out.write_all(text.as_bytes())?;
+        out.flush()?;
+        if !args.watch {
+            return Ok(());
+        }
+        tokio::time::sleep(WATCH_EVERY).await;
+    }
+}
+
+fn render(view: View, value: &Value) -> String {
+    match view {
+        View::Status => status(value),
+        View::Peers => peers(value),
+        View::Services => services(value),
+    }
+}
+
+fn status(value: &Value) -> String {
+    let mut lines = Vec::new();
+    let address = value["overlay_ip"].as_str().map(|ip| format!(" ({ip})")).unwrap_or_default();
+    lines.push(format!(
+        "{}{address} in mesh {}: {}, up {}",
+        text(&value["name"]),
+        text(&value["mesh"]),
+        text(&value["state"]),
+        age(&value["uptime_secs"]),
+    ));
+    for trouble in value["troubles"].as_array().into_iter().flatten() {
+        lines.push(format!("             ! {}", text(trouble)));
+    }
+    let identity = &value["identity"];
+    lines.push(format!(
+        "identity     {}, certificate ends in {} ({} % used)",
+        text(&value["id"]).chars().take(8).collect::<String>(),
+        age(&identity["ends_in_secs"]),
+        identity["used_percent"],
+    ));
+    let overlay = &value["overlay"];
+    lines.push(match overlay.is_null() {
+        true => "overlay      off: other nodes are reached by their tunnel URLs".to_owned(),
+        false => format!(
+            "overlay      {}, MTU {}, UDP {}, {} peers, {} of them heard in the last minute",
+            text(&overlay["interface"]),
+            overlay["mtu"],
+            overlay["listen_port"],
+            overlay["peers"],
+            overlay["peers_heard"],
+        ),
+    });
+    let dht = &value["dht"];
+    lines.push(match dht["enabled"] == true {
+        true => format!(
+            "dht          {} connections, {} members known, our record stored by {}, last answer {}",
+            dht["connections"],
+            dht["members"],
+            dht["stored_by"],
+            ago(&dht["answered_secs_ago"]),
+        ),
+        false => "dht          off: services are found through the coordinator".to_owned(),
+    });
+    let coordinator = &value["coordinator"];
+    lines.push(format!(
+        "coordinator  {}, heard {}",
+        coordinator["url"].as_str().unwrap_or("none"),
+        ago(&coordinator["heard_secs_ago"]),
+    ));
+    let offered: Vec<String> = value["services"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|service| match service["offered"] == true {
+            true => {
+                format!("{} ({} running, {} waiting)", text(&service["name"]), service["running"], service["waiting"])
+            }
+            false => format!("{} (not offered: its upstream does not answer)", text(&service["name"])),
+        })
+        .collect();
+    lines.push(format!("services     {}", if offered.is_empty() { "none".to_owned() } else { offered.join(", ") }));
+    lines.join("\n") + "\n"
+}
+
+fn peers(value: &Value) -> String {
+    let rows = value["peers"].as_array().into_iter().flatten().map(|peer| {
+        let key: String = text(&peer["public_key"]).chars().take(8).collect();
+        vec![
+            peer["name"].as_str().map_or(format!("({key}…)"), str::to_owned),
+            text(&peer["address"]),
+            text(&peer["endpoint"]),
+            if peer["proven"] == true { "yes" } else { "no" }.to_owned(),
+            ago(&peer["heard_age"]),
+            ago(&peer["handshake_age"]),
+        ]
+    });
+    table(&["NAME", "ADDRESS", "ENDPOINT", "CONNECTED", "HEARD", "HANDSHAKE"], rows.collect())
+}
+
+fn services(value: &Value) -> String {
+    let rows = value["services"].as_array().into_iter().flatten().flat_map(|service| {
+        service["workers"].as_array().into_iter().flatten().map(|worker| {
+            vec![
+                text(&service["name"]),
+                text(&worker["name"]),
+                text(&worker["address"]),
+                format!("{} %", worker["load_percent"]),
+                worker["tunnel_url"].as_str().unwrap_or("-").to_owned(),
+                ago(&worker["published_secs_ago"]),
+            ]
+        })
+    });
+    table(&["SERVICE", "WORKER", "ADDRESS", "LOAD", "TUNNEL", "PUBLISHED"], rows.collect())
+}
+
+/// Columns as wide as their widest cell, two spaces between.
+fn table(head: &[&str], rows: Vec<Vec<String>>) -> String {
+    let mut lines = vec![head.iter().map(|cell| (*cell).to_owned()).collect::<Vec<_>>()];
+    lines.extend(rows);
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let mut out = String::new();
+    for line in &lines {
+        let mut row = String::new();
+        for (cell, width) in line.iter().zip(&widths) {
+            let _ = write!(row, "{cell:<width$}  ");
+        }
+        out.push_str(row.trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or("-").to_owned()
+}
+
+fn ago(seconds: &Value) -> String {
+    if seconds.is_number() { format!("{} ago", age(seconds)) } else { "never".to_owned() }
+}
+
+/// The two largest units: "3 d 4 h".
+fn age(seconds: &Value) -> String {
+    // Ages of what happened in this program's life, or the life of a certificate: far below 2^63.
+    let total = seconds.as_f64().unwrap_or(0.0).max(0.0) as u64;
+    let parts = [(total / 86_400, "d"), (total / 3_600 % 24, "h"), (total / 60 % 60, "min"), (total % 60, "s")];
+    let first = parts.iter().position(|(number, _)| *number > 0).unwrap_or(3);
+    let shown: Vec<String> = parts[first..]
+        .iter()
+        .take(2)
+        .filter(|(number, unit)| *number > 0 || (*unit == "s" && first == 3))
+        .map(|(number, unit)| format!("{number} {unit}"))
+        .collect();
+    shown.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn ages_are_read_at_a_glance() {
+        for (seconds, expected) in
+            [(0.2, "0 s"), (59.9, "59 s"), (60.0, "1 min"), (3_725.0, "1 h 2 min"), (273_600.0, "3 d 4 h")]
+        {
+            assert_eq!(age(&json!(seconds)), expected);
+        }
+        assert_eq!(ago(&Value::Null), "never");
+    }
+
+    #[test]
+    fn columns_line_up() {
+        let table = table(&["A", "LONG"], vec![vec!["worker-1".into(), "x".into()]]);
+
+        assert_eq!(table, "A         LONG\nworker-1  x\n");
+    }
+
+    #[test]
+    fn an_empty_answer_still_reads() {
+        assert!(status(&json!({})).contains("coordinator  none, heard never"));
+        assert_eq!(peers(&json!({})).lines().count(), 1);
+    }
+}

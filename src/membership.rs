@@ -1,0 +1,23 @@
+//! Our own place in the mesh: joining, the certificate's lease, heartbeats, the coordinator's last word.
+//!
+//! ```text
+//!              no certificate yet            every interval                 half of its life
+//! state dir ──► join (token, pinned CA) ──► heartbeat ◄──► coordinator ◄── renew
+//!     │  └────── there is one ─────────────►   │ revocations, introductions, other coordinators
+//!     └──────◄──── written as it changes ──────┘
+//! ```
+//!
+//! **Invariant:** once joined, nothing here needs the coordinator until the certificate ends: everything that starting
+//! takes is in the state directory.
+//!
+//! - [`lease`]: when to renew
+//! - [`heartbeat`]: when to report, and to which coordinator
+//! - [`joining`]: what is asked for, and whether the answer may be believed
+//! - [`state`]: what the files say
+//! - [`io`]: the files, TLS, HTTP, the loop
+
+pub mod heartbeat;
+pub mod io;
+pub mod joining;
+pub mod lease;
+pub mod state;

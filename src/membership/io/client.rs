@@ -1,0 +1,186 @@
+//! The coordinator as a member sees it: every request signed, coordinators tried in turn.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwap;
+use rand::rngs::StdRng;
+use reqwest::Method;
+use serde::{Serialize, de::DeserializeOwned};
+use wiremesh_certs::{
+    IdentityKey, NodeName, NodeRecord, ServiceName, Signed, SignedRevocations, TrustStore, Verified, proof_header,
+};
+
+use super::{
+    http::{self, Asked, ClientError},
+    pin::Expect,
+};
+use crate::{
+    api::{
+        self, BootstrapResponse, DiscoverResponse, HeartbeatRequest, HeartbeatResponse, NodeResponse, RegisterRequest,
+        RenewResponse, RevocationsResponse, Seed, Worker,
+    },
+    clock,
+    membership::heartbeat::Coordinators,
+};
+
+/// Asks coordinators in our name. Clones share everything.
+#[derive(Clone)]
+pub struct Client(Arc<Inner>);
+
+struct Inner {
+    http: reqwest::Client,
+    identity: Arc<IdentityKey>,
+    verified: ArcSwap<Verified>,
+    audience: String,
+    coordinators: Mutex<Coordinators>,
+    rng: Mutex<StdRng>,
+}
+
+impl Client {
+    /// Speaks for the member `verified`, whose key is `identity`.
+    pub fn new(
+        identity: Arc<IdentityKey>,
+        verified: Verified,
+        trust: Arc<TrustStore>,
+        coordinators: Coordinators,
+        rng: StdRng,
+    ) -> anyhow::Result<Client> {
+        let audience = api::audience(trust.current().mesh());
+        Ok(Client(Arc::new(Inner {
+            http: http::client(Expect::Trusted(trust))?,
+            identity,
+            verified: ArcSwap::from_pointee(verified),
+            audience,
+            coordinators: Mutex::new(coordinators),
+            rng: Mutex::new(rng),
+        })))
+    }
+
+    /// Says what this machine is and offers.
+    pub async fn register(&self, body: &RegisterRequest) -> Result<HeartbeatResponse, ClientError> {
+        self.ask(Method::POST, "/api/worker/register", Some(body)).await
+    }
+
+    /// Says that we are alive, with our latest record.
+    pub async fn heartbeat(
+        &self,
+        record: Signed<NodeRecord>,
+        revocation_number: u64,
+    ) -> Result<HeartbeatResponse, ClientError> {
+        let body = HeartbeatRequest { record, revocation_number };
+        self.ask(Method::POST, "/api/worker/heartbeat", Some(&body)).await
+    }
+
+    /// Says that we leave.
+    pub async fn unregister(&self) -> Result<(), ClientError> {
+        let path = format!("/api/worker/unregister/{}", self.verified().id().to_hex());
+        self.ask::<serde_json::Value>(Method::DELETE, &path, None::<&()>).await.map(drop)
+    }
+
+    /// A fresh certificate, not yet checked.
+    pub async fn renew(&self) -> Result<RenewResponse, ClientError> {
+        self.ask(Method::POST, "/api/certs/renew", None::<&()>).await
+    }
+
+    /// Some healthy members.
+    pub async fn bootstrap(&self) -> Result<Vec<Seed>, ClientError> {
+        let answer: BootstrapResponse = self.ask(Method::GET, "/api/dht/bootstrap", None::<&()>).await?;
+        Ok(answer.seeds)
+    }
+
+    /// Healthy workers for `service`, the least busy first; none is an answer too. Their records are not yet checked.
+    pub async fn discover(&self, service: &ServiceName) -> Result<Vec<Worker>, ClientError> {
+        let path = format!("/api/services/discover/{service}");
+        match self.ask::<DiscoverResponse>(Method::GET, &path, None::<&()>).await {
+            Ok(answer) => Ok(answer.workers),
+            Err(error) if error.kind() == Some("service_not_found") => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The record of the node with this name; `None`: the coordinator has none. Not yet checked. That node learns that
+    /// we asked.
+    pub async fn node(&self, name: &NodeName) -> Result<Option<Signed<NodeRecord>>, ClientError> {
+        self.node_by(name.as_str()).await
+    }
+
+    /// The record of the node at this overlay address; as [`Client::node`].
+    pub async fn node_at(&self, address: wiremesh_certs::OverlayIp) -> Result<Option<Signed<NodeRecord>>, ClientError> {
+        self.node_by(&address.to_string()).await
+    }
+
+    /// The revocation list, not yet checked; `None`: nothing was ever revoked.
+    pub async fn revocations(&self) -> Result<Option<SignedRevocations>, ClientError> {
+        let answer: RevocationsResponse = self.ask(Method::GET, "/api/revocations", None::<&()>).await?;
+        Ok(answer.revocations)
+    }
+
+    /// Ourselves, by the certificate in use.
+    pub fn verified(&self) -> Arc<Verified> {
+        self.0.verified.load_full()
+    }
+
+    /// Uses another certificate from here on.
+    pub fn set_verified(&self, verified: Verified) {
+        self.0.verified.store(Arc::new(verified));
+    }
+
+    /// Where coordinators are reached, the one that answered last first.
+    pub fn coordinators(&self) -> Vec<String> {
+        self.known().order()
+    }
+
+    /// A coordinator named these. True if that changed anything.
+    pub fn learn_coordinators(&self, urls: &[String]) -> bool {
+        self.known().learn(urls)
+    }
+
+    async fn node_by(&self, key: &str) -> Result<Option<Signed<NodeRecord>>, ClientError> {
+        match self.ask::<NodeResponse>(Method::GET, &format!("/api/nodes/{key}"), None::<&()>).await {
+            Ok(answer) => Ok(Some(answer.record)),
+            Err(ClientError::Refused { status: 404, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// One question, to one coordinator after the other until one answers it, be it with no.
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T, ClientError> {
+        let body = body.map(|body| serde_json::to_vec(body).expect("our bodies are JSON"));
+        let mut failed = ClientError::NoCoordinator;
+        for url in self.coordinators() {
+            // Each attempt has a proof of its own: the one before may have been used up.
+            let proof = Some(self.proof(&method, path)?);
+            let asked = Asked { method: method.clone(), path, body: body.clone(), proof };
+            match http::exchange(&self.0.http, &url, asked).await {
+                Ok(answer) => {
+                    self.known().on_answer(&url);
+                    return Ok(answer);
+                }
+                Err(refused @ ClientError::Refused { .. }) => {
+                    self.known().on_answer(&url);
+                    return Err(refused);
+                }
+                Err(other) => failed = other,
+            }
+        }
+        Err(failed)
+    }
+
+    fn proof(&self, method: &Method, path: &str) -> Result<String, ClientError> {
+        let inner = &self.0;
+        let verified = self.verified();
+        let mut rng = inner.rng.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = clock::unix();
+        proof_header(&inner.identity, verified.chain(), &inner.audience, method.as_str(), path, now, &mut *rng)
+            .map_err(|error| ClientError::Signing(error.to_string()))
+    }
+
+    fn known(&self) -> MutexGuard<'_, Coordinators> {
+        self.0.coordinators.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,166 @@
+//! One exchange with one coordinator: bounded in time and size, its failure told apart by what can be done about it.
+
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode, header};
+use serde::de::DeserializeOwned;
+
+use super::pin::{self, Expect, WrongCoordinator};
+use crate::api::{ErrorResponse, MAX_RESPONSE_BYTES};
+
+/// To reach a coordinator, TLS included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// For a whole exchange. Joining waits for a database; everything else is answered from memory.
+pub const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections kept open to one coordinator between requests.
+const IDLE_CONNECTIONS: usize = 2;
+
+/// Why a coordinator did not do what it was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ClientError {
+    /// No coordinator is known.
+    #[error("no coordinator is known")]
+    NoCoordinator,
+    /// It did not answer, or not as one that works: another may, or this one later.
+    #[error("{url}: {why}")]
+    Unreachable {
+        /// Which one.
+        url: String,
+        /// What happened.
+        why: String,
+    },
+    /// Somebody else answered.
+    #[error("{url}: {wrong}")]
+    Wrong {
+        /// Where.
+        url: String,
+        /// What it was told by.
+        wrong: WrongCoordinator,
+    },
+    /// It said no. Asking again changes nothing.
+    #[error("the coordinator refused: {message}")]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// One stable word.
+        kind: String,
+        /// What and why.
+        message: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
+    /// We could not sign the request.
+    #[error("the request could not be signed: {0}")]
+    Signing(String),
+}
+
+impl ClientError {
+    /// Whether it may be different next time.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            ClientError::NoCoordinator | ClientError::Unreachable { .. } => true,
+            ClientError::Wrong { .. } | ClientError::Refused { .. } | ClientError::Signing(_) => false,
+        }
+    }
+
+    /// What to do about it.
+    pub fn hint(&self) -> Option<&str> {
+        match self {
+            ClientError::Wrong { wrong, .. } => wrong.hint,
+            ClientError::Refused { hint, .. } => hint.as_deref(),
+            ClientError::NoCoordinator => Some("name one in `coordinators`"),
+            ClientError::Unreachable { .. } | ClientError::Signing(_) => None,
+        }
+    }
+
+    /// The coordinator's stable word for a refusal.
+    pub fn kind(&self) -> Option<&str> {
+        match self {
+            ClientError::Refused { kind, .. } => Some(kind),
+            _ => None,
+        }
+    }
+}
+
+/// Speaks HTTPS to the expected coordinator.
+pub fn client(expect: Expect) -> anyhow::Result<reqwest::Client> {
+    let client = reqwest::Client::builder()
+        .tls_backend_preconfigured(pin::client_config(expect)?)
+        .https_only(true)
+        // An answer from elsewhere would not be the coordinator's.
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(EXCHANGE_TIMEOUT)
+        .pool_max_idle_per_host(IDLE_CONNECTIONS)
+        .user_agent(concat!("wiremesh/", env!("CARGO_PKG_VERSION")))
+        .build()?;
+    Ok(client)
+}
+
+/// A request as it is sent to any coordinator.
+pub struct Asked<'a> {
+    /// The method.
+    pub method: Method,
+    /// Path and query.
+    pub path: &'a str,
+    /// JSON.
+    pub body: Option<Vec<u8>>,
+    /// Proof of who asks.
+    pub proof: Option<String>,
+}
+
+/// Sends it to `url` and reads the answer.
+pub async fn exchange<T: DeserializeOwned>(
+    client: &reqwest::Client,
+    url: &str,
+    asked: Asked<'_>,
+) -> Result<T, ClientError> {
+    let unreachable = |why: String| ClientError::Unreachable { url: url.to_owned(), why };
+    let mut request = client.request(asked.method, format!("{url}{}", asked.path));
+    if let Some(proof) = asked.proof {
+        request = request.header(header::AUTHORIZATION, proof);
+    }
+    if let Some(body) = asked.body {
+        request = request.header(header::CONTENT_TYPE, "application/json").body(body);
+    }
+    let mut response = request.send().await.map_err(|error| match pin::wrong_coordinator(&error) {
+        Some(wrong) => ClientError::Wrong { url: url.to_owned(), wrong },
+        None => unreachable(innermost(&error)),
+    })?;
+    let status = response.status();
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| unreachable(innermost(&error)))? {
+        if body.len() + chunk.len() > MAX_RESPONSE_BYTES {
+            return Err(unreachable("its answer is longer than any a coordinator gives".to_owned()));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    if status.is_success() {
+        return serde_json::from_slice(&body)
+            .map_err(|error| unreachable(format!("its answer is not what this version expects: {error}")));
+    }
+    let Ok(ErrorResponse { error, .. }) = serde_json::from_slice(&body) else {
+        return Err(unreachable(format!("it answered {status}")));
+    };
+    if is_passing(status) && error.kind != "service_not_found" {
+        return Err(unreachable(error.message));
+    }
+    Err(ClientError::Refused { status: status.as_u16(), kind: error.kind, message: error.message, hint: error.hint })
+}
+
+fn is_passing(status: StatusCode) -> bool {
+    status.is_server_error() || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
+}
+
+/// The reason at the bottom: "connection refused" says more than "error sending request".
+fn innermost(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return "it did not answer in time".to_owned();
+    }
+    let mut inner: &dyn std::error::Error = error;
+    while let Some(source) = inner.source() {
+        inner = source;
+    }
+    inner.to_string()
+}
