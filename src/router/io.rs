@@ -13,6 +13,7 @@ mod prober;
 mod replay;
 mod serve;
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "what a test starts ends with its runtime")]
 mod tests;
 mod upgrade;
 

@@ -353,7 +353,7 @@ mod tests {
         assert!(matches!(handle.reserve(&ocr), Err(Refused::NotOffered)));
 
         handle.set_up(&ocr);
-        assert_eq!(changes.borrow_and_update().as_ref(), [ocr.clone()]);
+        assert_eq!(changes.borrow_and_update().as_ref(), std::slice::from_ref(&ocr));
         handle.on_unreachable(&ocr);
 
         assert!(changes.has_changed().unwrap());

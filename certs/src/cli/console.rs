@@ -114,7 +114,7 @@ impl fmt::Display for Source {
     }
 }
 
-/// A file to write, or standard output. For what may be public; private keys have [`write_key`].
+/// A file to write, or standard output. For what may be public; private keys have `write_key`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Sink {
     /// `-`

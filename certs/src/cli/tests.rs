@@ -500,7 +500,8 @@ impl Desk {
             _ => &[],
         };
         for (option, file) in defaults {
-            if !arguments.contains(option) && !(arguments.contains(&"--ca") && *option == "--ca-crt") {
+            let named = arguments.contains(option) || *option == "--ca-crt" && arguments.contains(&"--ca");
+            if !named {
                 line.extend([(*option).to_owned(), placed(file)]);
             }
         }

@@ -1,1 +1,7 @@
-//! t
+//! The router against real servers on loopback addresses.
+
+mod answers;
+mod doors;
+mod mesh;
+mod streams;
+mod workers;

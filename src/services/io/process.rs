@@ -133,6 +133,7 @@ fn seed_of(name: &str) -> u64 {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "what a test starts ends with its runtime")]
 mod tests {
     use super::*;
     use crate::services::Upstream;
