@@ -12,15 +12,13 @@ use super::Handle;
 #[derive(Debug)]
 struct Services(Handle);
 
-/// Shows load, and requests running and waiting by service.
+/// Shows requests running and waiting by service.
 pub(super) fn register(handle: &Handle, registry: &mut Registry) {
     registry.register_collector(Box::new(Services(handle.clone())));
 }
 
 impl Collector for Services {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let load = ConstGauge::new(self.0.load().share());
-        load.encode(encoder.encode_descriptor("wiremesh_load", "Load from 0 to 1", None, load.metric_type())?)?;
         let occupancy = self.0.occupancy();
         for (name, help, pick) in [
             ("wiremesh_service_running", "Requests at the upstream", 0),
@@ -63,11 +61,7 @@ mod tests {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
 
-        for line in [
-            "wiremesh_load 1.0",
-            "wiremesh_service_running{service=\"ocr\"} 1",
-            "wiremesh_service_waiting{service=\"ocr\"} 0",
-        ] {
+        for line in ["wiremesh_service_running{service=\"ocr\"} 1", "wiremesh_service_waiting{service=\"ocr\"} 0"] {
             assert!(text.lines().any(|l| l == line), "{line} in {text}");
         }
     }
