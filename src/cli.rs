@@ -99,9 +99,11 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Peers(args) => view::run(View::Peers, &args, out).await,
         Command::Services(args) => view::run(View::Services, &args, out).await,
         Command::Ping(args) => ping::run(&args, out).await,
-        Command::Demo(_) | Command::DemoService(_) | Command::Cert(_) | Command::Completions { .. } | Command::Manual { .. } => {
-            Err(Failure::from(anyhow::anyhow!("this command runs without a runtime")))
-        }
+        Command::Demo(_)
+        | Command::DemoService(_)
+        | Command::Cert(_)
+        | Command::Completions { .. }
+        | Command::Manual { .. } => Err(Failure::from(anyhow::anyhow!("this command runs without a runtime"))),
     }
 }
 
