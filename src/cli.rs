@@ -1,11 +1,16 @@
 //! The commands of `wiremesh`, one file each.
 
 mod agent;
+mod call;
+mod capabilities;
 mod cert;
+mod coordinator;
 pub mod demo;
 pub mod failure;
 mod ping;
+mod revoke;
 pub mod socket;
+mod token;
 mod view;
 
 use std::{
@@ -17,6 +22,8 @@ use clap::{CommandFactory, Parser};
 
 use failure::Failure;
 use view::View;
+
+use crate::clock;
 
 /// Variables that begin like options and are none.
 pub(crate) const OTHER_VARIABLES: &[&str] = &["BIN", "SANDBOX"];
@@ -32,15 +39,38 @@ struct Cli {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    Demo(demo::Args),
+    #[command(flatten)]
+    Networked(Networked),
+    #[command(flatten)]
+    Local(Local),
+}
+
+/// Commands that run until they are stopped, or talk to one that does.
+#[derive(clap::Subcommand)]
+enum Networked {
+    Coordinator(coordinator::Args),
     Agent(agent::Args),
+    Token(token::Args),
     /// Shows how this machine's agent is: identity, overlay, DHT, coordinator
     Status(view::Args),
     /// Lists whom this machine's agent exchanges packets with
     Peers(view::Args),
     /// Lists the services that this machine's agent knows of, and who offers them
     Services(view::Args),
+    Call {
+        #[command(flatten)]
+        at: agent::Where,
+        #[command(flatten)]
+        call: call::Args,
+    },
     Ping(ping::Args),
+}
+
+/// Commands that need no runtime, or their own.
+#[derive(clap::Subcommand)]
+enum Local {
+    Demo(demo::Args),
+    Capabilities(capabilities::Args),
     Cert(cert::Args),
     /// Prints completions for a shell
     Completions {
@@ -67,52 +97,54 @@ pub fn main() -> ExitCode {
             return ExitCode::from(exit);
         }
     };
-    match dispatch(cli.command) {
-        Ok(code) => code,
-        Err(failure) => {
-            let _ = writeln!(io::stderr(), "{failure}");
-            ExitCode::from(failure.exit)
+    let ended = match cli.command {
+        Command::Local(command) => local(command),
+        Command::Networked(command) => {
+            runtime().and_then(|runtime| runtime.block_on(networked(command))).map(ExitCode::from)
         }
-    }
+    };
+    ended.unwrap_or_else(|failure| {
+        let _ = writeln!(io::stderr(), "{failure}");
+        ExitCode::from(failure.exit)
+    })
 }
 
-fn dispatch(command: Command) -> Result<ExitCode, Failure> {
-    match command {
-        // Before there are threads: it makes namespaces for the whole process.
-        Command::Demo(args) => Ok(demo::run(&args)?),
-        Command::DemoService(args) => done(demo::service::run(&args)?),
-        Command::Cert(args) => Ok(cert::run(&args)),
-        Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "wiremesh", &mut io::stdout());
-            done(())
-        }
-        Command::Manual { folder } => done(clap_mangen::generate_to(Cli::command(), folder)?),
-        command => done(runtime()?.block_on(run(command))?),
-    }
-}
-
-async fn run(command: Command) -> Result<(), Failure> {
+async fn networked(command: Networked) -> Result<u8, Failure> {
     let out = &mut io::stdout();
     match command {
-        Command::Agent(args) => agent::run(&args).await,
-        Command::Status(args) => view::run(View::Status, &args, out).await,
-        Command::Peers(args) => view::run(View::Peers, &args, out).await,
-        Command::Services(args) => view::run(View::Services, &args, out).await,
-        Command::Ping(args) => ping::run(&args, out).await,
-        Command::Demo(_)
-        | Command::DemoService(_)
-        | Command::Cert(_)
-        | Command::Completions { .. }
-        | Command::Manual { .. } => Err(Failure::from(anyhow::anyhow!("this command runs without a runtime"))),
+        Networked::Coordinator(args) => coordinator::run(&args).await?,
+        Networked::Agent(args) => agent::run(&args).await?,
+        Networked::Token(args) => token::run(&args, clock::unix(), out).await?,
+        Networked::Status(args) => view::run(View::Status, &args, out).await?,
+        Networked::Peers(args) => view::run(View::Peers, &args, out).await?,
+        Networked::Services(args) => view::run(View::Services, &args, out).await?,
+        Networked::Call { at, call } => {
+            let (base, key) = at.api()?;
+            return call::run(&call, &base, key.as_deref().map(String::as_str), out, &mut io::stderr()).await;
+        }
+        Networked::Ping(args) => ping::run(&args, out).await?,
     }
+    Ok(failure::DONE)
 }
 
+fn local(command: Local) -> Result<ExitCode, Failure> {
+    match command {
+        // Before there are threads: it makes namespaces for the whole process.
+        Local::Demo(args) => return demo::run(&args),
+        Local::Capabilities(args) => capabilities::run(&args, &mut io::stdout()).map(drop)?,
+        Local::DemoService(args) => demo::service::run(&args)?,
+        Local::Cert(args) => return cert::run(&args),
+        Local::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "wiremesh", &mut io::stdout());
+        }
+        Local::Manual { folder } => clap_mangen::generate_to(Cli::command(), folder)?,
+    }
+    Ok(ExitCode::from(failure::DONE))
+}
+
+/// The runtime of one command.
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
-}
-
-fn done(_: ()) -> Result<ExitCode, Failure> {
-    Ok(ExitCode::from(failure::DONE))
 }
 
 #[cfg(test)]

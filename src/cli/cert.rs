@@ -1,18 +1,35 @@
-//! `wiremesh cert`: the commands of `wiremesh-cert`, in this binary too.
+//! `wiremesh cert`: the commands of `wiremesh-cert` in this binary too, and those that need a coordinator.
 
-use std::process::ExitCode;
+use std::{io, process::ExitCode};
 
+use super::{
+    failure::{self, Failure},
+    revoke, runtime,
+};
 use crate::clock;
 
-/// Makes and inspects certificates without a coordinator: the commands of wiremesh-cert
+/// Makes and inspects certificates without a coordinator, and revokes them with one
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:  wiremesh cert print /var/lib/wiremesh/node.crt")]
 pub struct Args {
     #[command(subcommand)]
-    command: wiremesh_certs::cli::Command,
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    #[command(flatten)]
+    Offline(wiremesh_certs::cli::Command),
+    Revoke(revoke::Args),
 }
 
 /// Runs it, and says what the process is to end with.
-pub fn run(args: &Args) -> ExitCode {
-    wiremesh_certs::cli::execute(&args.command, clock::unix(), &mut rand::rng())
+pub fn run(args: &Args) -> Result<ExitCode, Failure> {
+    match &args.command {
+        Command::Offline(command) => Ok(wiremesh_certs::cli::execute(command, clock::unix(), &mut rand::rng())),
+        Command::Revoke(args) => {
+            runtime()?.block_on(revoke::run(args, &mut io::stdout()))?;
+            Ok(ExitCode::from(failure::DONE))
+        }
+    }
 }

@@ -20,7 +20,7 @@ pub const MAX_REMEMBERED: usize = 1024;
 
 /// What a member says about itself, with the proof that it said so. Clones share it.
 ///
-/// **Invariant:** only [`Opener::open`] makes one.
+/// **Invariant:** only opening a signed record makes one.
 #[derive(Clone, Debug)]
 pub struct Entry(Arc<Opened<NodeRecord>>);
 
@@ -126,7 +126,7 @@ pub enum Rejected {
     /// A later record of the same signer is stored.
     #[error("a later record of its signer is known")]
     Superseded,
-    /// [`MAX_ENTRIES`](super::value::MAX_ENTRIES) live entries are under this key.
+    /// As many live entries as may be are under this key.
     #[error("the bucket is full")]
     BucketFull,
     /// The store, or the signer's share of it, is full.

@@ -233,12 +233,6 @@ impl Fingers {
         self.services.values().filter(|finger| !finger.workers.is_empty()).count()
     }
 
-    /// As if this service had never been asked for.
-    #[cfg(test)]
-    pub fn clear(&mut self, service: &ServiceName) {
-        self.services.remove(service);
-    }
-
     fn make_room(&mut self) {
         if self.services.len() < MAX_SERVICES {
             return;

@@ -45,7 +45,7 @@ pub enum Command {
 }
 
 /// The record to be published and where it is.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Publisher {
     record: Option<Entry>,
     places: BTreeMap<Key, Place>,
@@ -54,8 +54,11 @@ pub struct Publisher {
 }
 
 /// One key and its storers.
+#[derive(Debug)]
 struct Place {
     storers: Vec<NodeId>,
+    /// As many storers as there should be.
+    wanted: usize,
     found_at: Option<Instant>,
     /// The record at hand is not written yet.
     is_due: bool,
@@ -88,13 +91,15 @@ impl Publisher {
         self.advance(now);
     }
 
-    /// The closest nodes to a key were found; none, if we are alone.
-    pub fn on_found(&mut self, key: &Key, closest: Vec<NodeId>, now: Instant) {
+    /// The closest nodes to a key were found; none, if we are alone. With `members` in our table at least so many, up to
+    /// [`STORERS`], should have been.
+    pub fn on_found(&mut self, key: &Key, closest: Vec<NodeId>, members: usize, now: Instant) {
         let Some(place) = self.places.get_mut(key) else { return };
         place.is_busy = false;
         place.found_at = Some(now);
         place.storers = closest;
         place.storers.truncate(STORERS);
+        place.wanted = members.min(STORERS);
         if matches!(key, Key::Service { .. }) && !place.storers.is_empty() && place.is_offered {
             self.commands.push_back(Command::Count(key.clone()));
         }
@@ -108,7 +113,7 @@ impl Publisher {
         place.stored_by = stored_by;
         if !place.is_offered && place.failures >= WITHDRAWALS_AT_MOST {
             self.places.remove(key);
-        } else if stored_by * 2 < place.storers.len() {
+        } else if place.storers.len() < place.wanted || stored_by * 2 < place.storers.len() {
             let wait = RETRY_AFTER.saturating_mul(1 << place.failures.min(6)).min(RETRY_AT_MOST);
             place.failures = place.failures.saturating_add(1);
             place.is_due = true;
@@ -165,11 +170,6 @@ impl Publisher {
         self.places.values().all(|place| !place.is_busy && (!place.is_due || place.failures > 0))
     }
 
-    /// Our record.
-    pub fn record(&self) -> Option<&Entry> {
-        self.record.as_ref()
-    }
-
     /// How many members store the record under the key where the fewest do; none is normal for a lone node.
     pub fn stored_by(&self) -> usize {
         self.places.values().map(|place| place.stored_by).min().unwrap_or(0)
@@ -211,6 +211,7 @@ impl Place {
     fn new(now: Instant) -> Place {
         Place {
             storers: Vec::new(),
+            wanted: 0,
             found_at: None,
             is_due: true,
             is_busy: false,

@@ -4,9 +4,10 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use libp2p_core::{Multiaddr, multiaddr::Protocol};
@@ -21,6 +22,15 @@ use crate::clock;
 /// Close codes, for whoever looks at a packet capture.
 const NOT_ADMITTED: VarInt = VarInt::from_u32(1);
 const NO_LONGER_BELIEVED: VarInt = VarInt::from_u32(2);
+
+const SILENT: VarInt = VarInt::from_u32(3);
+
+/// A member to whom something was sent, repeatedly, and who has not answered by anything for so long, is not there any
+/// more. Without this it would take QUIC its idle time-out to find out, and each lookup until then a time-out.
+pub const SILENT_FOR: Duration = Duration::from_secs(2);
+/// Datagrams sent without an answer that make it repeatedly: a late acknowledgement of ours, which nobody answers, is
+/// one; a request that is repeated by QUIC soon makes four.
+const UNANSWERED: u64 = 4;
 
 /// Why a connection was closed right after its handshake.
 #[derive(Debug, thiserror::Error)]
@@ -50,8 +60,17 @@ pub struct Gate {
     trust: Arc<TrustStore>,
     me: NodeId,
     port: u16,
-    open: Mutex<BTreeMap<u64, (Connection, Verified)>>,
+    open: Mutex<BTreeMap<u64, Open>>,
     last: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Open {
+    connection: Connection,
+    verified: Verified,
+    received: u64,
+    /// Datagrams sent, and when, at the time something was last received.
+    sent_by_then: (u64, Instant),
 }
 
 impl Gate {
@@ -76,7 +95,13 @@ impl Gate {
         match self.judge(&connection) {
             Ok(verified) => {
                 let number = self.last.fetch_add(1, Ordering::Relaxed);
-                self.lock().insert(number, (connection.clone(), verified.clone()));
+                let open = Open {
+                    connection: connection.clone(),
+                    verified: verified.clone(),
+                    received: 0,
+                    sent_by_then: (0, clock::now()),
+                };
+                self.lock().insert(number, open);
                 Ok(Admitted { connection, verified, number, gate: self.clone() })
             }
             Err(reason) => {
@@ -90,12 +115,28 @@ impl Gate {
     pub fn close_disbelieved(&self) -> Vec<NodeId> {
         let (trust, now) = (self.trust.current(), clock::unix());
         let open = self.lock();
-        let over = open.values().filter(|(_, verified)| !verified.is_valid_at(now) || trust.is_revoked(verified));
-        over.map(|(connection, verified)| {
-            connection.close(NO_LONGER_BELIEVED, b"certificate revoked or over");
-            verified.id()
+        let is_over = |verified: &Verified| !verified.is_valid_at(now) || trust.is_revoked(verified);
+        let over = open.values().filter(|open| is_over(&open.verified));
+        over.map(|open| {
+            open.connection.close(NO_LONGER_BELIEVED, b"certificate revoked or over");
+            open.verified.id()
         })
         .collect()
+    }
+
+    /// Closes the connections of members who do not answer any more. To be called every second or so.
+    pub fn close_silent(&self, now: Instant) {
+        for open in self.lock().values_mut() {
+            let stats = open.connection.stats();
+            let (sent, received) = (stats.udp_tx.datagrams, stats.udp_rx.datagrams);
+            let (sent_by_then, then) = open.sent_by_then;
+            if received != open.received || sent == sent_by_then {
+                open.received = received;
+                open.sent_by_then = (sent, now);
+            } else if sent - sent_by_then >= UNANSWERED && now.saturating_duration_since(then) >= SILENT_FOR {
+                open.connection.close(SILENT, b"silent");
+            }
+        }
     }
 
     /// Connections that are open.
@@ -117,7 +158,7 @@ impl Gate {
         Ok(verified)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, (Connection, Verified)>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Open>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

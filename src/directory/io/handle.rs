@@ -28,7 +28,7 @@ pub const WITHDRAW_DEADLINE: Duration = Duration::from_secs(1);
 /// The directory, for everybody else. Clones are the same.
 #[derive(Clone)]
 pub struct Handle {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     credentials: Arc<Credentials>,
     table: Option<mpsc::Sender<Order>>,
     searches: mpsc::Sender<Search>,
@@ -193,13 +193,6 @@ impl Handle {
             rejected: memory.stats.rejected.clone(),
             counters: memory.fingers.counters(),
         }
-    }
-
-    /// [`Handle::find`] without what a moment ago was not found.
-    #[cfg(test)]
-    pub(super) async fn find_anew(&self, service: &ServiceName) -> Option<Answer> {
-        self.shared.memory().fingers.clear(service);
-        self.find(service).await
     }
 
     async fn member(&self, sought: Sought) -> Option<Entry> {

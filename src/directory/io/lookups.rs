@@ -178,6 +178,18 @@ impl Lookups {
 
     /// Looks a key up in the table. Returns at the first answer; more may follow.
     async fn get(&self, key: Key) -> (Progress, Option<mpsc::Receiver<Progress>>) {
+        let begun_at = clock::now();
+        let (progress, more) = self.get_once(key.clone()).await;
+        let was_early = clock::now().saturating_duration_since(begun_at) < self.deadline / 2;
+        if progress.was_answered || !was_early {
+            return (progress, more);
+        }
+        // Connections that ended just as they were to be used: those asked are dialled anew. Where nobody is left to be
+        // asked, this too ends at once.
+        self.get_once(key).await
+    }
+
+    async fn get_once(&self, key: Key) -> (Progress, Option<mpsc::Receiver<Progress>>) {
         let Some(table) = &self.table else { return (Progress::default(), None) };
         // The first answer and the end.
         let (progress, mut answers) = mpsc::channel(2);

@@ -25,7 +25,10 @@ use libp2p_swarm::{
 };
 use wiremesh_certs::NodeId;
 
-use super::{gate::node_id, shared::Shared};
+use super::{
+    gate::node_id,
+    shared::{Shared, Sought},
+};
 use crate::{
     clock,
     directory::{
@@ -34,6 +37,7 @@ use crate::{
         key::Key,
         publisher::STORERS,
         store::Store,
+        value,
     },
 };
 
@@ -218,8 +222,14 @@ impl RecordStore for KadStore {
     type RecordsIter<'a> = Empty<Cow<'a, Record>>;
     type ProvidedIter<'a> = Empty<Cow<'a, ProviderRecord>>;
 
+    /// What is stored here; for an address or name also what is only remembered. Whoever names a member to another has
+    /// met it, so a new member can be reached through those who know it even if its storers are strangers as well.
     fn get(&self, key: &RecordKey) -> Option<Cow<'_, Record>> {
-        let value = self.store.get(key.as_ref(), clock::unix())?;
+        let now = clock::unix();
+        let value = self.store.get(key.as_ref(), now).or_else(|| {
+            let entry = self.shared.recall(&Sought::of(&Key::from_bytes(key.as_ref())?)?)?;
+            entry.is_hint(now).then(|| value::encode([entry.signed()]))
+        })?;
         Some(Cow::Owned(Record::new(key.clone(), value)))
     }
 

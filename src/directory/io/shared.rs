@@ -16,6 +16,7 @@ use crate::{
         contacts::Contacts,
         entry::{Entry, Opener, Rejected},
         fingers::{Answer, Fingers, LookupId},
+        key::Key,
         records::{Learnt, Records},
         spread::Spread,
         stats::Stats,
@@ -75,6 +76,17 @@ pub struct TableStats {
     pub stored: usize,
     pub stored_keys: usize,
     pub stored_by: usize,
+}
+
+impl Sought {
+    /// Whose record is kept under this key, if it is one member's.
+    pub fn of(key: &Key) -> Option<Sought> {
+        match key {
+            Key::Service { .. } => None,
+            Key::Address(address) => Some(Sought::Address(*address)),
+            Key::Name(name) => Some(Sought::Name(name.clone())),
+        }
+    }
 }
 
 impl Shared {

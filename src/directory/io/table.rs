@@ -56,7 +56,8 @@ const MAX_QUERIES: usize = 256;
 pub const MAX_ORDERS: usize = 256;
 /// Protocol negotiations a member may have open on one connection.
 const MAX_NEGOTIATING: usize = 64;
-/// A connection is kept this long after it was last used.
+/// A connection is kept this long after it was last used: longer than the time between two publications, which then
+/// find their storers connected. Both sides count, and whoever is first tells the other.
 const IDLE_CONNECTION: Duration = Duration::from_secs(60);
 /// The longest time until our connections have said goodbye.
 const GOODBYE: Duration = Duration::from_millis(300);
@@ -243,7 +244,9 @@ impl Table {
             }
             Purpose::Get { key, found, was_answered, progress } => {
                 let entries = read(&self.shared, key, &record.record.value);
-                let from_member = record.peer.is_some() && !entries.is_empty();
+                // An expired record of a member may be what somebody happens to remember; its storers may have a later.
+                let unix = clock::unix();
+                let from_member = record.peer.is_some() && entries.iter().any(|entry| !entry.is_expired(unix));
                 for entry in entries {
                     let known = found.get(&entry.id()).map(Entry::sequence);
                     if known.is_none_or(|known| known < entry.sequence()) {
@@ -266,7 +269,8 @@ impl Table {
     fn on_closest(&mut self, id: QueryId, peers: &[PeerInfo], now: Instant) {
         if let Some(Query { purpose: Purpose::Closest { key }, .. }) = self.queries.get(&id) {
             let closest = peers.iter().filter_map(|peer| gate::node_id(&peer.peer_id)).collect();
-            self.publisher.on_found(key, closest, now);
+            let members = self.swarm.behaviour_mut().kad.kbuckets().map(|bucket| bucket.num_entries()).sum();
+            self.publisher.on_found(key, closest, members, now);
         }
     }
 
@@ -381,6 +385,7 @@ impl Table {
     }
 
     fn handle_tick(&mut self, now: Instant) {
+        self.gate.close_silent(now);
         for id in self.gate.close_disbelieved() {
             tracing::info!(peer = %id, "certificate revoked or over, disconnected");
             self.forget(gate::peer_id(&id));

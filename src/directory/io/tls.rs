@@ -116,7 +116,7 @@ struct Judge {
 
 impl Judge {
     fn judge(&self, end_entity: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Result<(), Error> {
-        let chain = [&[end_entity.clone()], intermediates].concat();
+        let chain = [std::slice::from_ref(end_entity), intermediates].concat();
         match verify(&self.trust, &chain) {
             Ok(_) => Ok(()),
             Err(refused) => {

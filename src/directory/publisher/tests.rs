@@ -71,6 +71,20 @@ fn a_write_that_most_did_not_take_is_repeated_ever_more_rarely() {
 }
 
 #[test]
+fn a_search_that_found_fewer_than_there_are_is_repeated() {
+    let (node, mut publisher) = (Mesh::new().node(1), Publisher::default());
+    publisher.publish(node.offering(&[], 1), t0());
+    find_all_among(&mut publisher, 0, 5, t0());
+    write_all(&mut publisher, usize::MAX);
+
+    let (due_at, _) = publisher.poll_timeout().unwrap();
+    publisher.handle_timeout(due_at);
+
+    assert_eq!(due_at, t0() + RETRY_AFTER);
+    assert_eq!(find_all_at(&mut publisher, 5, due_at), 2);
+}
+
+#[test]
 fn a_service_offered_no_longer_is_withdrawn_once() {
     let (node, mut publisher) = published(3);
 
@@ -120,13 +134,17 @@ fn find_all(publisher: &mut Publisher, storers: u8) -> usize {
 }
 
 fn find_all_at(publisher: &mut Publisher, storers: u8, now: Instant) -> usize {
+    find_all_among(publisher, storers, usize::from(storers), now)
+}
+
+fn find_all_among(publisher: &mut Publisher, storers: u8, members: usize, now: Instant) -> usize {
     let mut others = Vec::new();
     let mut found = 0;
     while let Some(command) = publisher.poll_command() {
         match command {
             Command::Find(key) => {
                 found += 1;
-                publisher.on_found(&key, (0..storers).map(|n| NodeId([n; 32])).collect(), now);
+                publisher.on_found(&key, (0..storers).map(|n| NodeId([n; 32])).collect(), members, now);
             }
             Command::Count(_) => {}
             write @ Command::Write { .. } => others.push(write),

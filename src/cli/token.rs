@@ -1,0 +1,205 @@
+//! `wiremesh token`: makes, lists and takes back join tokens, through the coordinator's socket.
+
+use std::io::Write;
+
+use serde_json::{Value, json};
+use wiremesh_certs::{GroupName, NodeName, ServiceName, UnixTime};
+
+use super::{coordinator::Where, failure::Failure, socket};
+use crate::{
+    api::admin::{CreateToken, CreatedToken, Token, Tokens},
+    settings::Span,
+};
+
+/// Makes, lists and takes back join tokens
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Debug, clap::Subcommand)]
+enum Command {
+    Create(CreateArgs),
+    /// Lists join tokens, without their secrets
+    #[command(after_help = "Example:\n  wiremesh token list --json")]
+    List {
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        at: Where,
+    },
+    /// Takes a join token back; who joined with it stays
+    #[command(after_help = "Example:\n  wiremesh token revoke 3f9a51c07b2e")]
+    Revoke {
+        /// Which one, as `wiremesh token list` names it
+        id: String,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        at: Where,
+    },
+}
+
+/// Makes a join token and prints it: a secret, seen this once
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Examples:\n  wiremesh token create --ttl 24h --uses 1 --name worker-1 > join-token\n  \
+    TOKEN=$(wiremesh token create --group gpu --uses 10 --url https://203.0.113.1:8080)")]
+pub struct CreateArgs {
+    /// How long it may be used: 90s, 15m, 24h, 7d, 1y
+    #[arg(long, value_name = "DURATION", default_value = "24h")]
+    ttl: Span,
+    /// By how many machines
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    uses: u32,
+    /// Only a node of this name may join with it
+    #[arg(long)]
+    name: Option<NodeName>,
+    /// A group of the nodes that join with it; may be given several times
+    #[arg(long = "group")]
+    groups: Vec<GroupName>,
+    /// A service that they may offer; may be given several times [default: any]
+    #[arg(long = "service")]
+    services: Vec<ServiceName>,
+    /// Where the coordinator is reached; may be given several times [default: its public_urls]
+    #[arg(long = "url")]
+    urls: Vec<String>,
+    /// Prints JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    at: Where,
+}
+
+/// Runs one of the token commands.
+pub async fn run(args: &Args, now: UnixTime, out: &mut impl Write) -> Result<(), Failure> {
+    match &args.command {
+        Command::Create(args) => create(args, out).await,
+        Command::List { json, at } => list(*json, at, now, out).await,
+        Command::Revoke { id, json, at } => revoke(id, *json, at, out).await,
+    }
+}
+
+async fn create(args: &CreateArgs, out: &mut impl Write) -> Result<(), Failure> {
+    let body = CreateToken {
+        ttl_secs: args.ttl.0.as_secs(),
+        uses: args.uses,
+        name: args.name.clone(),
+        groups: args.groups.clone(),
+        services: args.services.clone(),
+        urls: args.urls.clone(),
+    };
+    let created: CreatedToken = socket::post(&args.at.socket()?, "/tokens", &body).await?;
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&created)?)?;
+    } else {
+        // Nothing else on standard output, so that `$(…)` and `> file` work.
+        writeln!(out, "{}", created.token)?;
+    }
+    Ok(())
+}
+
+async fn list(json: bool, at: &Where, now: UnixTime, out: &mut impl Write) -> Result<(), Failure> {
+    let tokens: Tokens = socket::get(&at.socket()?, "/tokens").await?;
+    if json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&tokens)?)?;
+    } else {
+        write_table(&tokens.tokens, now, out)?;
+    }
+    Ok(())
+}
+
+async fn revoke(id: &str, json: bool, at: &Where, out: &mut impl Write) -> Result<(), Failure> {
+    if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(Failure::usage(anyhow::anyhow!("{id:?} is not the id of a join token"))
+            .hint("wiremesh token list names them"));
+    }
+    let revoked: Value = socket::post(&at.socket()?, &format!("/tokens/{id}/revoke"), &json!({})).await?;
+    if json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&revoked)?)?;
+    } else {
+        writeln!(out, "join token {id} is revoked; who joined with it stays a member")?;
+    }
+    Ok(())
+}
+
+fn write_table(tokens: &[Token], now: UnixTime, out: &mut impl Write) -> std::io::Result<()> {
+    if tokens.is_empty() {
+        return writeln!(out, "no join tokens");
+    }
+    let header = ["ID", "STATE", "USED", "ENDS", "NAME", "GROUPS", "SERVICES"].map(str::to_owned);
+    let rows = tokens.iter().map(|token| {
+        let ends = if token.expires_at > now {
+            format!("in {}", coarse(Span(token.expires_at.saturating_since(now))))
+        } else {
+            format!("{} ago", coarse(Span(now.saturating_since(token.expires_at))))
+        };
+        [
+            token.id.clone(),
+            token.state.clone(),
+            format!("{}/{}", token.used, token.uses),
+            ends,
+            token.name.as_ref().map_or("any".to_owned(), ToString::to_string),
+            joined(&token.groups, "none"),
+            joined(&token.services, "any"),
+        ]
+    });
+    let rows: Vec<_> = std::iter::once(header).chain(rows).collect();
+    let widths: Vec<_> = (0..7).map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0)).collect();
+    for row in &rows {
+        let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        writeln!(out, "{}", cells.join("  ").trim_end())?;
+    }
+    Ok(())
+}
+
+fn joined(names: &[impl ToString], none: &str) -> String {
+    match names {
+        [] => none.to_owned(),
+        names => names.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+    }
+}
+
+/// The largest unit says enough: `23h`, not `23h59m41s`.
+fn coarse(span: Span) -> String {
+    let text = span.to_string();
+    let end = text.find(|c: char| c.is_ascii_alphabetic()).map_or(text.len(), |at| at + 1);
+    text[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_list_is_aligned_and_says_when_tokens_end() {
+        let now = UnixTime(1_800_000_000);
+        let token = Token {
+            id: "3f9a51c07b2e".into(),
+            state: "usable".into(),
+            name: None,
+            groups: vec!["gpu".parse().unwrap(), "eu".parse().unwrap()],
+            services: Vec::new(),
+            uses: 10,
+            used: 3,
+            created_at: now,
+            expires_at: now.plus(Duration::from_secs(86_399)),
+        };
+        let ended =
+            Token { id: "a".into(), state: "expired".into(), expires_at: UnixTime(now.0 - 60), ..token.clone() };
+        let mut out = Vec::new();
+
+        write_table(&[token, ended], now, &mut out).unwrap();
+
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "ID            STATE    USED  ENDS    NAME  GROUPS  SERVICES\n\
+             3f9a51c07b2e  usable   3/10  in 23h  any   gpu,eu  any\n\
+             a             expired  3/10  1m ago  any   gpu,eu  any\n"
+        );
+    }
+}
