@@ -196,7 +196,9 @@ impl Overlay {
                 peer.tick(&self.own, &mut self.out, now);
             }
             match peer.handle_timeout(&self.own, &mut self.out, now) {
-                Some(Due::Retry(RETRIES_BEFORE_ASKING)) => ask_about(peer, &mut self.out),
+                Some(Due::Retry(times)) if times % RETRIES_PER_QUESTION == RETRIES_BEFORE_ASKING => {
+                    ask_about(peer, &mut self.out);
+                }
                 Some(Due::Retry(_) | Due::Suspect | Due::GaveUp) | None => {}
             }
             awake |= peer.session.is_awake(now);
@@ -406,8 +408,10 @@ impl Overlay {
     }
 }
 
-/// After so many handshakes without an answer the peer may have moved: ask for a fresh record of it. About four seconds.
+/// After so many handshakes without an answer the peer may have moved: ask for a fresh record of it. About three seconds.
 const RETRIES_BEFORE_ASKING: u32 = 3;
+/// Ask again after so many more, about half a minute.
+const RETRIES_PER_QUESTION: u32 = 8;
 
 fn ask_about(peer: &peer::Peer, out: &mut Outbox) {
     if let PeerSource::Verified(verified) = &peer.source {

@@ -90,7 +90,9 @@ pub async fn start(settings: Settings, tasks: &Tasks) -> anyhow::Result<(Handle,
     let interfaces = links.interfaces().await.context("listing network interfaces")?;
     let fixed_mtu = mtu.map(|mtu| mtu.max(endpoints::MIN_MTU));
     let mtu = fixed_mtu.unwrap_or_else(|| endpoints::overlay_mtu(&interfaces, &interface, families));
-    let tun = TunDevice::create(&interface).with_context(|| format!("creating the TUN device {interface}"))?;
+    let tun = TunDevice::create(&interface).with_context(|| {
+        format!("creating the TUN device {interface} (it needs /dev/net/tun and the capability CAP_NET_ADMIN)")
+    })?;
     links
         .set_up(&interface, address, &network, mtu)
         .await

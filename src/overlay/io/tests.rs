@@ -7,11 +7,14 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Event, Handle, MAX_COMMANDS, MAX_EVENTS, Outside, Packets, Place, Received, Tun, Udp, run};
+use super::{
+    Event, Families, Handle, MAX_COMMANDS, MAX_EVENTS, Outside, Packets, Place, Received, Tun, Udp, UnderlaySocket, run,
+};
 use crate::{
     clock,
     overlay::{
         Dropped, Transmit,
+        batch::Transmits,
         ping::PingFailed,
         tests::sim::{self, Node, address, endpoint, packet},
     },
@@ -83,6 +86,41 @@ async fn questions_are_answered_until_the_loop_stops_and_then_at_once() {
     assert_eq!(handle.status().await, None);
     assert_eq!(handle.ping(address(1)).await, Err(PingFailed::Stopped));
     handle.unresolvable(address(1)).await;
+}
+
+#[tokio::test]
+async fn datagrams_of_a_batch_cross_the_kernel_whole_and_in_order_over_both_families() {
+    for (families, local) in [(Families::Both, "::1"), (Families::Both, "127.0.0.1"), (Families::V4, "127.0.0.1")] {
+        let mut from = UnderlaySocket::bind_families(0, families).unwrap();
+        let mut to = UnderlaySocket::bind_families(0, families).unwrap();
+        let target = SocketAddr::new(local.parse().unwrap(), to.port().unwrap());
+        let sent: Vec<Vec<u8>> = (0..50u8).map(|i| vec![i; if i == 30 { 77 } else { 1452 }]).collect();
+        let mut batch = Transmits::new();
+        sent.iter().for_each(|datagram| assert!(batch.copy(datagram, target)));
+
+        while let Some(transmit) = batch.pop() {
+            from.send(&transmit).await.unwrap();
+        }
+
+        let (mut arrived, mut received) = (Vec::new(), Received::default());
+        while arrived.len() < sent.len() {
+            timeout(SOON, to.recv(&mut received)).await.unwrap().unwrap();
+            for buffer in received.buffers() {
+                assert_eq!(buffer.from, SocketAddr::new(local.parse().unwrap(), from.port().unwrap()));
+                arrived.extend(buffer.datagrams().map(<[u8]>::to_vec));
+            }
+        }
+        assert_eq!(arrived, sent, "{families:?} {local}");
+    }
+}
+
+#[tokio::test]
+async fn a_datagram_for_a_family_the_machine_lacks_is_refused_and_no_more() {
+    let mut socket = UnderlaySocket::bind_families(0, Families::V4).unwrap();
+    let mut batch = Transmits::new();
+    batch.copy(b"x", "[2001:db8::1]:1".parse().unwrap());
+
+    assert_eq!(socket.send(&batch.pop().unwrap()).await, Err(Dropped::Unreachable));
 }
 
 /// Loops that are joined by a network of channels.

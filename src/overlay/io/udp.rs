@@ -111,13 +111,19 @@ pub struct UnderlaySocket {
 impl UnderlaySocket {
     /// Binds to `port` of all addresses of both families, or of IPv4 alone where the machine has no IPv6.
     pub fn bind(port: u16) -> io::Result<UnderlaySocket> {
-        let (socket, families) = match bind_both(port) {
-            Ok(socket) => (socket, Families::Both),
-            Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => return Err(error),
-            Err(error) => {
+        match UnderlaySocket::bind_families(port, Families::Both) {
+            Err(error) if error.raw_os_error() != Some(libc::EADDRINUSE) => {
                 tracing::debug!(%error, "no IPv6, IPv4 only");
-                (bind_v4(port)?, Families::V4)
+                UnderlaySocket::bind_families(port, Families::V4)
             }
+            done => done,
+        }
+    }
+
+    pub(super) fn bind_families(port: u16, families: Families) -> io::Result<UnderlaySocket> {
+        let socket = match families {
+            Families::Both => bind_both(port)?,
+            Families::V4 => bind_v4(port)?,
         };
         if setsockopt(&socket, sockopt::RcvBufForce, &SOCKET_BUFFER_BYTES).is_err() {
             socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES)?;
@@ -180,24 +186,33 @@ impl Udp for UnderlaySocket {
             (Families::V4, SocketAddr::V6(_)) => return Err(Dropped::Unreachable),
             (Families::Both, SocketAddr::V6(_)) | (Families::V4, SocketAddr::V4(_)) => transmit.to,
         };
-        let single = transmit.payload.len() <= transmit.segment;
-        if !single && self.state.max_gso_segments() > 1 {
+        let several = transmit.payload.len() > transmit.segment;
+        if several && self.state.max_gso_segments() > 1 {
             match self.try_send(to, transmit.payload, Some(transmit.segment)).await {
                 Ok(()) => return Ok(()),
-                Err(error) => tracing::debug!(%error, "segmented send refused, sending singly"),
+                Err(error) if is_about_segments(&error) => tracing::debug!(%error, "segmented send refused"),
+                Err(error) => return Err(reason(&error)),
             }
         }
         let mut result = Ok(());
         for datagram in transmit.datagrams() {
             if let Err(error) = self.try_send(to, datagram, None).await {
-                tracing::trace!(%to, %error, "not sent");
-                result = Err(match error.raw_os_error() {
-                    Some(libc::EMSGSIZE) => Dropped::TooBig,
-                    Some(_) | None => Dropped::Unreachable,
-                });
+                result = Err(reason(&error));
             }
         }
         result
+    }
+}
+
+/// Whether the same datagrams may pass one by one.
+fn is_about_segments(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE))
+}
+
+fn reason(error: &io::Error) -> Dropped {
+    match error.raw_os_error() {
+        Some(libc::EMSGSIZE) => Dropped::TooBig,
+        Some(_) | None => Dropped::Unreachable,
     }
 }
 
