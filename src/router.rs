@@ -39,7 +39,7 @@ pub use refusal::{Executed, Refusal};
 pub use report::{DirectoryCounters, HealthReport, Report, Status, health_json, stats_json};
 pub use select::{Candidate, order};
 pub use via::{CallId, Via};
-use wiremesh_certs::{Load, NodeId, NodeName, NodeRecord, ServiceName, TunnelUrl, Verified};
+use wiremesh_certs::{Load, NodeId, NodeName, NodeRecord, ServiceName, TunnelUrl, UnixTime, Verified};
 
 /// How a request gets to the machine that answers it. Better ones first.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -101,6 +101,8 @@ pub struct Worker {
     pub tunnel: Option<TunnelUrl>,
     /// How busy it said it was.
     pub load: Load,
+    /// When it said so.
+    pub published_at: UnixTime,
 }
 
 impl Worker {
@@ -112,6 +114,7 @@ impl Worker {
             overlay: record.overlay.then(|| SocketAddr::new(verified.address().0, overlay_port)),
             tunnel: record.tunnel_url.clone(),
             load: record.load,
+            published_at: UnixTime(record.sequence / 1000),
         }
     }
 }

@@ -155,7 +155,7 @@ fn a_token_is_good_for_its_name_its_time_and_its_uses() {
         // The right token, and at the address in it another coordinator.
         let mut misled: JoinToken = coordinator.token()?.parse()?;
         misled.urls = vec![other_coordinator.url()];
-        refused(lab.node("misled")?.prepare(&misled.to_text())?, "fingerprint")?;
+        refused(lab.node("misled")?.prepare(&misled.to_text())?, "authority")?;
 
         assert_eq!(first.health()?["status"], "healthy");
         Ok(())

@@ -11,9 +11,10 @@ use futures::{StreamExt, stream};
 use netns_tests::{Agent, Lab, client, eventually, story_within};
 
 const REQUESTS: usize = 1000;
+/// Each takes its worker 50 ms, so that a restart falls among them.
 const AT_ONCE: usize = 16;
 /// When this many are answered, the worker restarts.
-const RESTART_AFTER: usize = 300;
+const RESTART_AFTER: usize = 200;
 const LIMIT: Duration = Duration::from_secs(180);
 
 /// How one request ended, as its sender saw it.
@@ -121,7 +122,7 @@ async fn send_all(answered: &AtomicUsize) -> anyhow::Result<Vec<Outcome>> {
         async move {
             let id = format!("request-{number}");
             let request = client
-                .post("http://127.0.0.1:8000/service/sums/upload")
+                .post("http://127.0.0.1:8000/service/sums/slow?ms=50")
                 .header("x-lab-request", &id)
                 .timeout(Duration::from_secs(60))
                 .body("x".repeat(1 + number * 37 % 20_000));

@@ -58,7 +58,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let tasks = Tasks::new();
     let running = start(config, &tasks, StdRng::from_os_rng()).await?;
     if running.is_new {
-        let url = running.urls.is_empty().then_some(" --url https://HOST:PORT").unwrap_or_default();
+        let url = if running.urls.is_empty() { " --url https://HOST:PORT" } else { "" };
         tracing::info!("nobody has joined yet; make a join token with: wiremesh token create --ttl 24h --uses 1{url}");
     }
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

@@ -283,7 +283,8 @@ impl Registry {
 
     /// `caller` asked for `target`'s record and is about to try to reach it: `target` is told with its next heartbeat.
     pub fn introduce(&mut self, caller: NodeId, target: NodeId) {
-        if caller == target || !self.entries.get(&caller).is_some_and(|entry| entry.presence.is_some()) {
+        let is_present = self.entries.get(&caller).is_some_and(|entry| entry.presence.is_some());
+        if caller == target || !is_present {
             return;
         }
         let Some(entry) = self.entries.get_mut(&target) else { return };

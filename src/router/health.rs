@@ -1,7 +1,7 @@
 //! Which ways to which workers failed lately, and when they are tried again.
 //!
 //! ```text
-//! healthy ── transport failure ──► ejected ── wait 2 s, doubling to 12 s ──► probe ── answered ──► healthy
+//! healthy ── transport failure ──► ejected ── wait 2 s, doubling to 8 s ──► probe ── answered ──► healthy
 //!    ▲                               ▲                                        └── not ──► wait longer
 //!    └───────── a request succeeded ─┘
 //! ```
@@ -19,8 +19,9 @@ use wiremesh_certs::{NodeId, TunnelUrl};
 use super::{Path, Worker};
 
 const EJECT_BASE: Duration = Duration::from_secs(2);
-/// A path that is open again is noticed this late at worst, plus one probe: well within half a minute.
-const EJECT_CAP: Duration = Duration::from_secs(12);
+/// A path that is open again is noticed within two of these, should the first probe come while WireGuard waits to repeat
+/// its handshake: well within half a minute.
+const EJECT_CAP: Duration = Duration::from_secs(8);
 /// A way nobody wanted to go for so long is not probed any more; it counts as healthy again.
 const UNWANTED_AFTER: Duration = Duration::from_secs(300);
 /// Beyond this the way unwanted for longest is forgotten, and so counts as healthy.
@@ -145,11 +146,11 @@ mod tests {
     }
 
     #[test]
-    fn probes_come_after_2_4_8_and_then_every_12_seconds() {
+    fn probes_come_after_2_4_and_then_every_8_seconds() {
         let (mut health, mut now) = (Health::default(), crate::clock::now());
         health.on_failure(&worker(1), Path::Overlay, now);
 
-        for wait in [2, 4, 8, 12, 12] {
+        for wait in [2, 4, 8, 8, 8] {
             assert_eq!(health.poll_timeout().map(|(at, _)| at), Some(now + wait * SECOND));
             assert_eq!(health.poll_probe(now + wait * SECOND - SECOND / 10), None);
             now += wait * SECOND;
@@ -210,6 +211,7 @@ mod tests {
             overlay: Some("127.0.0.1:8000".parse().unwrap()),
             tunnel: None,
             load: Default::default(),
+            published_at: Default::default(),
         }
     }
 }

@@ -1,6 +1,10 @@
 //! The kernel's network interfaces, through netlink: ours is set up, the others are watched.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use anyhow::Context;
 use futures::{StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver};
@@ -98,8 +102,8 @@ impl Links {
     /// The interfaces of default routes.
     async fn ways_out(&self) -> anyhow::Result<Vec<u32>> {
         let mut found = Vec::new();
-        for family in [IpAddr::from([0; 4]), IpAddr::from([0; 16])] {
-            let message = RouteMessageBuilder::<IpAddr>::new().destination_prefix(family, 0)?.build();
+        let families = [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
+        for message in families {
             let mut routes = self.handle.route().get(message).execute();
             while let Some(route) = routes.try_next().await? {
                 if route.header.destination_prefix_length == 0 {

@@ -34,7 +34,7 @@ pub fn authority_of(mesh: &str) -> Authority {
         network: "10.42.0.0/16".parse().unwrap(),
         lifetime: Duration::from_secs(10 * 365 * 24 * 3600),
     };
-    Authority::create(&parameters, UNIX, &mut StdRng::seed_from_u64(mesh.len() as u64)).unwrap()
+    Authority::create(&parameters, UnixTime(1_700_000_000), &mut StdRng::seed_from_u64(mesh.len() as u64)).unwrap()
 }
 
 /// A node with its keys and certificate.

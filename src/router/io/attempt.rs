@@ -13,7 +13,7 @@ use wiremesh_certs::{NodeId, TunnelUrl};
 
 use super::{
     Shared,
-    overlay::{Lease, NoConnection, dial},
+    overlay::{Lease, NoConnection, Sign, dial},
     replay::{AttemptBody, Replay},
 };
 use crate::{
@@ -129,6 +129,17 @@ impl Shared {
                 NoConnection::Refused => Failed::on_the_way(Failure::ConnectionRefused, error),
                 NoConnection::Unreachable => Failed::on_the_way(Failure::Unreachable, error),
             })?;
+            if !outgoing.needs.repeatable && lease.is_stale() {
+                match lease.ask(live.clone()).await {
+                    Sign::Alive => {}
+                    Sign::Closed if again => {
+                        again = false;
+                        continue;
+                    }
+                    Sign::Closed => return Err(Failed::on_the_way(Failure::Unreachable, "the connection closes")),
+                    Sign::Silent => return Err(self.silent(&lease, Failure::Unreachable)),
+                }
+            }
             let sending: futures::future::Either<_, _> = if outgoing.upgrade.is_some() {
                 futures::future::Either::Left(self.upgrading(outgoing, address, asked.clone()))
             } else {
@@ -139,19 +150,23 @@ impl Shared {
                     })
                 })
             };
-            let answered = watched(sending, OVERLAY_FIRST_QUESTION, QUESTION_EVERY, || lease.ask(live.clone())).await;
+            let ask = || async { lease.ask(live.clone()).await != Sign::Silent };
+            let answered = watched(sending, OVERLAY_FIRST_QUESTION, QUESTION_EVERY, ask).await;
             match answered {
                 Some(Ok(answer)) => return Ok((answer, lease)),
                 Some(Err((true, _))) if again && outgoing.replay.is_intact() => again = false,
                 Some(Err((true, why))) => return Err(Failed::on_the_way(Failure::Unreachable, why)),
                 Some(Err((false, why))) => return Err(Failed::on_the_way(outgoing.broken(), why)),
-                None => {
-                    lease.give_up();
-                    self.counters.unanswered_questions.inc();
-                    return Err(Failed::on_the_way(outgoing.broken(), "the worker does not answer"));
-                }
+                None => return Err(self.silent(&lease, outgoing.broken())),
             }
         }
+    }
+
+    /// A question over the overlay went unanswered: nobody is to use that connection again.
+    fn silent(&self, lease: &Lease, failure: Failure) -> Failed {
+        lease.give_up();
+        self.counters.unanswered_questions.inc();
+        Failed::on_the_way(failure, "the worker does not answer")
     }
 
     /// A request to upgrade needs a connection of its own. The error says whether it was surely not sent.

@@ -63,8 +63,10 @@ enum Door {
 
 impl Router {
     /// The surface for local clients. `key` is needed from all if there is one; `more` are further pages of the agent.
+    /// Here alone `GET /routes/{service}` tells who would be asked.
     pub fn local(&self, key: Option<ApiKey>, report: Arc<dyn Report>, more: Pages) -> Surface {
-        self.surface(Door::Local(key), report, more)
+        let routes = Pages::new().route("/routes/{service}", get(routes)).with_state(self.shared.clone());
+        self.surface(Door::Local(key), report, more.merge(routes))
     }
 
     /// The surface on the overlay address. Whoever comes from within `network` is a member: the overlay lets nobody speak
@@ -181,6 +183,18 @@ fn pages(shared: Arc<Shared>, report: Arc<dyn Report>) -> Pages {
         .route("/stats", get(stats))
         .route("/metrics", get(metrics))
         .with_state(Known { shared, report })
+}
+
+/// Who would be asked for a service.
+async fn routes(
+    State(shared): State<Arc<Shared>>,
+    axum::extract::Path(service): axum::extract::Path<String>,
+) -> Result<Json<serde_json::Value>, (StatusCode, String)> {
+    let service = service.parse().map_err(|_| {
+        let refusal = Refusal::Path(crate::router::BadPath::Service);
+        (refusal.status(), refusal.body(""))
+    })?;
+    Ok(Json(shared.explain(&service).await))
 }
 
 async fn ready(State(known): State<Known>) -> impl IntoResponse {

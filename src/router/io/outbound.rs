@@ -4,6 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
+use serde_json::{Value, json};
+use wiremesh_certs::ServiceName;
 
 use super::{
     Shared,
@@ -189,14 +191,36 @@ impl Shared {
         }
     }
 
-    /// By another worker.
-    async fn elsewhere(&self, (outgoing, turn, in_flight): Rest, not_here: NotHere) -> Result<Answer, Refusal> {
-        let service = &outgoing.needs.service;
+    /// Who would be asked for `service`, in order, and why. Sends nothing to anybody but the directory.
+    pub(super) async fn explain(&self, service: &ServiceName) -> Value {
+        let found = self.find(service).await;
+        let here = self.parts.services.offered().contains(service);
+        let source = if here { Source::Local } else { found.source };
+        let now = clock::unix();
+        let local = here.then(|| {
+            json!({"path": Path::Local.as_str(), "worker": self.parts.name.as_str(),
+                   "load": self.parts.services.load().share(), "ejected": false})
+        });
+        let ways = self.candidates(&found.workers).into_iter().map(|way| {
+            let worker = &found.workers[way.worker];
+            json!({"path": way.path.as_str(), "worker": worker.name.as_str(), "load": way.load.share(),
+                   "age_seconds": now.saturating_since(worker.published_at).as_secs(), "ejected": way.ejected})
+        });
+        json!({"service": service.as_str(), "source": source.as_str(), "ways": local.into_iter().chain(ways).collect::<Vec<_>>()})
+    }
+
+    async fn find(&self, service: &ServiceName) -> Found {
         let finding = tokio::time::timeout(FIND_TIMEOUT, self.parts.directory.find(service));
         let mut found = finding.await.unwrap_or(Found { workers: Vec::new(), source: Source::Http });
         found.workers.retain(|worker| worker.name != self.parts.name);
         found.workers.truncate(MAX_WORKERS);
+        found
+    }
 
+    /// By another worker.
+    async fn elsewhere(&self, (outgoing, turn, in_flight): Rest, not_here: NotHere) -> Result<Answer, Refusal> {
+        let service = &outgoing.needs.service;
+        let found = self.find(service).await;
         let mut plan = Plan::new(self.candidates(&found.workers), outgoing.needs.repeatable);
         let mut full = match &not_here {
             NotHere::Full(after) => Some(*after),

@@ -39,6 +39,9 @@ const MAX_CONNECTIONS: usize = 16;
 const MAX_WORKERS: usize = 1024;
 /// A connection unused for so long is closed.
 const IDLE_FOR: Duration = Duration::from_secs(90);
+/// A connection unused for so long is asked for a sign of life before it gets a request that must not be lost: its other
+/// end may have vanished without a word. One round trip more, for a request after a pause.
+const STALE_AFTER: Duration = Duration::from_secs(3);
 /// What one answer may run ahead of a client that does not read.
 pub const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 /// Room for all streams of a connection: one that stalls never holds up another.
@@ -171,8 +174,19 @@ impl Connection {
     }
 }
 
-/// A place on a connection, for one request until the end of its answer.
-pub struct Lease(Arc<Connection>);
+/// What became of a question.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Sign {
+    /// Answered.
+    Alive,
+    /// Nothing was heard.
+    Silent,
+    /// The connection has ended; whoever has a request on it is told so.
+    Closed,
+}
+
+/// A place on a connection, for one request until the end of its answer; and when the connection was used before.
+pub struct Lease(Arc<Connection>, Instant);
 
 impl Lease {
     /// Sends a request. A request that comes back in the error was not sent.
@@ -183,17 +197,23 @@ impl Lease {
         self.0.send.clone().try_send_request(request).await
     }
 
-    /// Whether the agent at the other end says anything: an answer, or more of what it was saying already, behind
-    /// which the answer may have to wait.
-    pub async fn ask(&self, live: Uri) -> bool {
+    /// Asks the agent at the other end for a sign of life.
+    pub async fn ask(&self, live: Uri) -> Sign {
         let heard = self.0.heard.count();
         let mut question = Request::new(AttemptBody::empty());
         *question.uri_mut() = live;
-        let answer = tokio::time::timeout(QUESTION_TIMEOUT, self.0.send.clone().send_request(question)).await;
-        match answer {
-            Ok(answer) => answer.is_ok(),
-            Err(_) => self.0.heard.count() != heard,
+        match tokio::time::timeout(QUESTION_TIMEOUT, self.0.send.clone().send_request(question)).await {
+            Ok(Ok(_)) => Sign::Alive,
+            Ok(Err(_)) => Sign::Closed,
+            // More of what it was saying already: the answer may have to wait behind it.
+            Err(_) if self.0.heard.count() != heard => Sign::Alive,
+            Err(_) => Sign::Silent,
         }
+    }
+
+    /// Whether so much time went by since the connection was last used that its other end may be gone.
+    pub fn is_stale(&self) -> bool {
+        self.0.streams() == 1 && clock::now().saturating_duration_since(self.1) >= STALE_AFTER
     }
 
     /// The other end is gone without having closed the connection: nobody is to use it again.
@@ -203,7 +223,8 @@ impl Lease {
 
     fn new(connection: Arc<Connection>) -> Lease {
         connection.streams.fetch_add(1, Ordering::Relaxed);
-        Lease(connection)
+        let used_at = std::mem::replace(&mut *lock(&connection.used_at), clock::now());
+        Lease(connection, used_at)
     }
 }
 

@@ -6,7 +6,7 @@ use futures::{StreamExt, stream::FuturesUnordered};
 use http::{Uri, uri::PathAndQuery};
 use tokio_util::sync::CancellationToken;
 
-use super::{Shared, attempt::LIVE};
+use super::{Shared, attempt::LIVE, overlay::Sign};
 use crate::{
     clock,
     router::health::{Target, Way},
@@ -55,7 +55,7 @@ async fn probe(shared: &Shared, way: Way, target: Target) -> (Way, bool) {
             Ok(lease) => {
                 let live = Uri::builder().scheme("http").authority(address.to_string());
                 match live.path_and_query(PathAndQuery::from_static(LIVE)).build() {
-                    Ok(live) => lease.ask(live).await,
+                    Ok(live) => lease.ask(live).await == Sign::Alive,
                     Err(_) => false,
                 }
             }

@@ -12,6 +12,9 @@ use crate::coordinator::{
     registry::Member,
 };
 
+/// Of one member, not yet ended. An honest one has two or three; at the bound it may not renew until some end.
+const MAX_LIVE_CERTIFICATES: i64 = 64;
+
 /// What a certificate is to say.
 #[derive(Clone, Debug)]
 pub struct Grant {
@@ -65,6 +68,14 @@ impl Store {
     pub async fn renew(&self, by: &Verified, now: UnixTime, issue: impl Issue) -> Result<(Member, Chain), StoreError> {
         let mut tx = self.begin().await?;
         let member = self.adopt_in(&mut tx, by, now).await?;
+        let live: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM certificates WHERE identity = ? AND not_after > ?")
+            .bind(by.id().0.as_slice())
+            .bind(integer(now.0))
+            .fetch_one(&mut *tx)
+            .await?;
+        if live >= MAX_LIVE_CERTIFICATES {
+            return Err(StoreError::Full("this member has 64 certificates that have not ended; it renews too often"));
+        }
         let row = sqlx::query("SELECT groups, services FROM members WHERE identity = ?")
             .bind(by.id().0.as_slice())
             .fetch_one(&mut *tx)

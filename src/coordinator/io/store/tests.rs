@@ -236,6 +236,30 @@ async fn a_member_signed_offline_is_taken_in_unless_it_holds_what_is_anothers() 
 }
 
 #[tokio::test]
+async fn a_member_cannot_fill_the_database_with_renewals() {
+    let mut fixture = fixture("10.42.0.0/16").await;
+    fixture.token(1).await;
+    let request = request(1, "n1");
+    let (authority, rng) = (&fixture.authority, &mut fixture.rng);
+    let (_, chain) =
+        fixture.store.enrol(&request, &SECRET, NOW, |grant| issue(authority, grant, NOW, rng)).await.unwrap();
+    let by = Trust::new(authority.certificate().clone()).verify(&chain, NOW).unwrap();
+
+    let mut renewed = 0;
+    let refused = loop {
+        match fixture.store.renew(&by, NOW, |grant| issue(authority, grant, NOW, rng)).await {
+            Ok(_) => renewed += 1,
+            Err(error) => break error,
+        }
+    };
+
+    assert!(matches!(refused, StoreError::Full(_)), "{refused}");
+    assert_eq!(renewed, 63);
+    let later = NOW.plus(Duration::from_secs(86_400));
+    assert!(fixture.store.renew(&by, later, |grant| issue(authority, grant, later, rng)).await.is_ok());
+}
+
+#[tokio::test]
 async fn the_database_of_another_authority_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("x.db");

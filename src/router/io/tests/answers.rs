@@ -279,3 +279,21 @@ async fn an_answer_without_length_and_one_to_head_pass_unchanged() {
     assert_eq!(read(answer).await, "");
     assert_eq!(said(&get(client.url("/service/ocr")).await, "content-length"), "5");
 }
+
+#[tokio::test]
+async fn who_would_be_asked_is_told_in_order_without_asking_anybody() {
+    let mesh = Mesh::new();
+    let (address, count) = named("here").await;
+    let agent = mesh.agent("alice", 2, Service::ocr(address)).await;
+    let worker = mesh.agent("bob", 3, None).await;
+    agent.knows([worker.worker()]);
+
+    let plan = json(get(agent.url("/routes/ocr")).await).await;
+
+    let ways = plan["ways"].as_array().unwrap();
+    let paths: Vec<_> = ways.iter().map(|way| way["path"].as_str().unwrap()).collect();
+    assert_eq!(paths, ["local", "overlay", "tunnel"]);
+    assert!(ways[1]["age_seconds"].as_u64().unwrap() < 60);
+    assert_eq!(count.load(std::sync::atomic::Ordering::SeqCst), 0);
+    assert_eq!(get(format!("http://{}/routes/ocr", agent.overlay)).await.status(), 404);
+}

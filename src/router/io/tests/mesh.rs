@@ -194,6 +194,7 @@ impl Agent {
             overlay: Some(self.overlay),
             tunnel: Some(format!("http://{}", self.ingress).parse().unwrap()),
             load: Load::default(),
+            published_at: clock::unix(),
         }
     }
 
@@ -229,6 +230,7 @@ pub async fn nobody(last_byte: u8) -> Worker {
         overlay: Some(gone.local_addr().unwrap()),
         tunnel: None,
         load: Load::default(),
+        published_at: clock::unix(),
     }
 }
 

@@ -158,6 +158,64 @@ async fn a_warm_overlay_connection_that_dies_is_replaced_by_the_tunnel_and_found
 }
 
 #[tokio::test]
+async fn an_overlay_that_swallows_the_first_packet_already_is_replaced_by_the_tunnel() {
+    let mesh = Mesh::new();
+    let client = mesh.agent("alice", 2, None).await;
+    let worker = mesh.agent("bob", 3, Service::ocr(named("there").await.0)).await;
+    // A listener whose line is full lets further connections wait unanswered.
+    let deaf = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    deaf.bind(&std::net::SocketAddr::from(([127, 0, 0, 8], 0)).into()).unwrap();
+    deaf.listen(0).unwrap();
+    let address = deaf.local_addr().unwrap().as_socket().unwrap();
+    let _in_line = std::net::TcpStream::connect(address).unwrap();
+    client.knows([Worker { overlay: Some(address), ..worker.worker() }]);
+
+    let asked_at = crate::clock::now();
+    let answer = post(client.url("/service/ocr"), text("x")).await;
+
+    assert_eq!(said(&answer, "x-wiremesh-path"), "tunnel");
+    assert!(asked_at.elapsed() < Duration::from_secs(3));
+}
+
+#[tokio::test]
+async fn a_connection_that_died_during_a_pause_is_no_danger_to_a_request_that_must_not_be_repeated() {
+    let mesh = Mesh::new();
+    let client = mesh.agent("alice", 2, None).await;
+    let (address, count) = named("there").await;
+    let first = mesh.agent("bob", 3, Service::ocr(address)).await;
+    let second = mesh.agent("carol", 4, Service::ocr(address)).await;
+    let cable = Cable::to(first.overlay).await;
+    client.knows([Worker { overlay: Some(cable.end), ..first.by_overlay() }]);
+    post(client.url("/service/ocr"), text("1")).await;
+    let busy = Worker { load: wiremesh_certs::Load::from_share(1.0), ..second.by_tunnel() };
+    client.knows([Worker { overlay: Some(cable.end), ..first.by_overlay() }, busy]);
+
+    cable.cut();
+    tokio::time::sleep(Duration::from_millis(3100)).await;
+    let answer = post(client.url("/service/ocr"), text("2")).await;
+
+    assert_eq!(said(&answer, "x-wiremesh-worker"), "carol");
+    assert_eq!(count.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn many_requests_at_once_share_a_few_connections_and_are_all_answered() {
+    let mesh = Mesh::new();
+    let client = mesh.agent("alice", 2, None).await;
+    let (address, count) = named("there").await;
+    let service = Service { name: "ocr", upstream: address, max_concurrency: 50, queue: 500 };
+    let worker = mesh.agent("bob", 3, Some(service)).await;
+    client.knows([worker.by_overlay()]);
+
+    let asking = (0..300).map(|_| async { post(client.url("/service/ocr"), text("x")).await.status() });
+    let answered = futures::future::join_all(asking).await;
+
+    assert!(answered.iter().all(|status| *status == 200));
+    assert_eq!(count.load(Ordering::SeqCst), 300);
+    assert_eq!(client.router.counters().in_flight.get(), 0);
+}
+
+#[tokio::test]
 async fn a_slow_worker_that_answers_questions_is_left_alone() {
     let mesh = Mesh::new();
     let (finish, finished) = tokio::sync::watch::channel(false);
