@@ -86,6 +86,7 @@ impl Publisher {
         }
         for place in self.places.values_mut() {
             place.is_due = true;
+            place.not_before = now;
         }
         self.record = Some(entry);
         self.advance(now);
