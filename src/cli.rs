@@ -57,7 +57,12 @@ enum Networked {
     Peers(view::Args),
     /// Lists the services that this machine's agent knows of, and who offers them
     Services(view::Args),
-    Call(call::Args),
+    Call {
+        #[command(flatten)]
+        at: agent::Where,
+        #[command(flatten)]
+        call: call::Args,
+    },
     Ping(ping::Args),
 }
 
@@ -95,7 +100,7 @@ pub fn main() -> ExitCode {
     let ended = match cli.command {
         Command::Local(command) => local(command),
         Command::Networked(command) => {
-            runtime().and_then(|runtime| runtime.block_on(networked(command))).map(|()| ExitCode::from(failure::DONE))
+            runtime().and_then(|runtime| runtime.block_on(networked(command))).map(ExitCode::from)
         }
     };
     ended.unwrap_or_else(|failure| {
@@ -104,25 +109,29 @@ pub fn main() -> ExitCode {
     })
 }
 
-async fn networked(command: Networked) -> Result<(), Failure> {
+async fn networked(command: Networked) -> Result<u8, Failure> {
     let out = &mut io::stdout();
     match command {
-        Networked::Coordinator(args) => coordinator::run(&args).await,
-        Networked::Agent(args) => agent::run(&args).await,
-        Networked::Token(args) => token::run(&args, clock::unix(), out).await,
-        Networked::Status(args) => view::run(View::Status, &args, out).await,
-        Networked::Peers(args) => view::run(View::Peers, &args, out).await,
-        Networked::Services(args) => view::run(View::Services, &args, out).await,
-        Networked::Call(args) => call::run(&args).await,
-        Networked::Ping(args) => ping::run(&args, out).await,
+        Networked::Coordinator(args) => coordinator::run(&args).await?,
+        Networked::Agent(args) => agent::run(&args).await?,
+        Networked::Token(args) => token::run(&args, clock::unix(), out).await?,
+        Networked::Status(args) => view::run(View::Status, &args, out).await?,
+        Networked::Peers(args) => view::run(View::Peers, &args, out).await?,
+        Networked::Services(args) => view::run(View::Services, &args, out).await?,
+        Networked::Call { at, call } => {
+            let (base, key) = at.api()?;
+            return call::run(&call, &base, key.as_deref().map(String::as_str), out, &mut io::stderr()).await;
+        }
+        Networked::Ping(args) => ping::run(&args, out).await?,
     }
+    Ok(failure::DONE)
 }
 
 fn local(command: Local) -> Result<ExitCode, Failure> {
     match command {
         // Before there are threads: it makes namespaces for the whole process.
         Local::Demo(args) => return demo::run(&args),
-        Local::Capabilities(args) => capabilities::run(&args, &mut io::stdout())?,
+        Local::Capabilities(args) => capabilities::run(&args, &mut io::stdout()).map(drop)?,
         Local::DemoService(args) => demo::service::run(&args)?,
         Local::Cert(args) => return cert::run(&args),
         Local::Completions { shell } => {

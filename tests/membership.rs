@@ -1,4 +1,5 @@
 //! Coordinator and members in one process, over real TLS on loopback: joining, and every way it must be refused.
+#![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "the whole file is a test, its helpers too")]
 
 use std::{
     collections::BTreeSet,
@@ -15,9 +16,11 @@ use hyper_util::rt::TokioIo;
 use rand::{SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UnixStream},
     sync::mpsc,
 };
+use tokio_rustls::client::TlsStream;
 use wiremesh::{
     api::{self, admin::CreatedToken},
     clock,
@@ -141,6 +144,43 @@ async fn of_two_machines_that_claim_one_name_at_once_one_gets_it() {
     assert_eq!(joined.iter().filter(|result| result.is_ok()).count(), 1);
     let refused = joined.into_iter().find_map(Result::err).unwrap();
     assert!(refused.to_string().contains("the name same belongs to another member"), "{refused:#}");
+}
+
+#[tokio::test]
+async fn of_two_machines_that_use_one_token_at_once_one_joins() {
+    let mesh = Mesh::start().await;
+    let token = mesh.token(json!({})).await;
+
+    let (first, second) = (mesh.state_dir("first"), mesh.state_dir("second"));
+    let joins = [join_at(&first, "first", &token), join_at(&second, "second", &token)];
+    let joined = futures::future::join_all(joins).await;
+
+    assert_eq!(joined.iter().filter(|result| result.is_ok()).count(), 1);
+    let refused = joined.into_iter().find_map(Result::err).unwrap();
+    assert!(refused.to_string().contains("has been used"), "{refused:#}");
+}
+
+#[tokio::test]
+async fn a_request_in_flight_is_answered_while_the_coordinator_stops() {
+    let mesh = Mesh::start().await;
+    let mut stream = mesh.connect().await;
+    let head = "POST /api/enroll HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(b"{").await.unwrap();
+    stream.flush().await.unwrap();
+    // The middleware has counted nothing yet: the request is being read. Another one proves that ours has arrived.
+    assert_eq!(mesh.get("/health", None).await.0, StatusCode::OK);
+
+    mesh.tasks.stop();
+    while TcpStream::connect(mesh.address).await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    stream.write_all(b"}").await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+
+    assert!(answer.starts_with(b"HTTP/1.1 400"), "{}", String::from_utf8_lossy(&answer));
+    mesh.stop().await;
 }
 
 #[tokio::test]
@@ -581,6 +621,10 @@ impl Mesh {
         body: Option<Value>,
         authorization: Option<&str>,
     ) -> (StatusCode, Value) {
+        exchange(self.connect().await, method, path, body, authorization).await
+    }
+
+    async fn connect(&self) -> TlsStream<TcpStream> {
         let mut roots = rustls::RootCertStore::empty();
         let ca = std::fs::read_to_string(self.data_dir().join("ca.crt")).unwrap();
         let ca = wiremesh_certs::CaCertificate::from_pem(&ca).unwrap();
@@ -593,8 +637,7 @@ impl Mesh {
             .with_no_client_auth();
         let stream = TcpStream::connect(self.address).await.unwrap();
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-        let stream = connector.connect("coordinator.lab.internal".try_into().unwrap(), stream).await.unwrap();
-        exchange(stream, method, path, body, authorization).await
+        connector.connect("coordinator.lab.internal".try_into().unwrap(), stream).await.unwrap()
     }
 }
 

@@ -63,15 +63,22 @@ fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     Ok((name, HeaderValue::try_from(value.trim()).map_err(|error| error.to_string())?))
 }
 
-/// Sends the request to the agent's API at `base`, "http://127.0.0.1:8000". The answer goes to `out`, the route to `err`.
+/// Sends the request to the agent's API at `base`, "http://127.0.0.1:8000", with its `key` if it asks for one. The answer
+/// goes to `out`, the route to `err`.
 /// The exit code is 2 if nobody offers the service, 1 if the answer is an error.
-pub async fn run(args: &Args, base: &str, out: &mut impl Write, err: &mut impl Write) -> Result<u8, Failure> {
+pub async fn run(
+    args: &Args,
+    base: &str,
+    key: Option<&str>,
+    out: &mut impl Write,
+    err: &mut impl Write,
+) -> Result<u8, Failure> {
     let base = base.trim_end_matches('/');
     if args.explain {
-        return explain(args, base, out).await;
+        return explain(args, base, key, out).await;
     }
     let began_at = clock::now();
-    let answer = send(request(args, base).await?, base).await?;
+    let answer = send(request(args, base).await?, base, key).await?;
     let first_byte = clock::now().saturating_duration_since(began_at);
     let route = Route::of(&answer, first_byte);
     if args.verbose {
@@ -125,7 +132,12 @@ fn piecewise(reader: impl tokio::io::AsyncRead + Send + Sync + 'static) -> Body 
     StreamBody::new(ReaderStream::with_capacity(reader, PIECE_BYTES).map_ok(Frame::data)).boxed()
 }
 
-async fn send(request: Request<Body>, base: &str) -> Result<Response<Incoming>, Failure> {
+async fn send(mut request: Request<Body>, base: &str, key: Option<&str>) -> Result<Response<Incoming>, Failure> {
+    if let Some(key) = key {
+        let mut value = HeaderValue::try_from(format!("Bearer {}", key.trim())).context("the API key")?;
+        value.set_sensitive(true);
+        request.headers_mut().entry(http::header::AUTHORIZATION).or_insert(value);
+    }
     let mut connector = HttpConnector::new();
     connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
     let client: Client<_, Body> = Client::builder(TokioExecutor::new()).build(connector);
@@ -261,12 +273,12 @@ fn exit_of<B>(answer: &Response<B>) -> u8 {
     }
 }
 
-async fn explain(args: &Args, base: &str, out: &mut impl Write) -> Result<u8, Failure> {
+async fn explain(args: &Args, base: &str, key: Option<&str>, out: &mut impl Write) -> Result<u8, Failure> {
     let service = args.target.trim_start_matches('/').split(['/', '?']).next().unwrap_or_default();
     let request = Request::get(format!("{base}/routes/{service}"))
         .body(full(Bytes::new()))
         .map_err(|_| Failure::usage(anyhow!("{service:?} is no service")))?;
-    let answer = send(request, base).await?;
+    let answer = send(request, base, key).await?;
     if !answer.status().is_success() {
         return Err(refusal(answer, FAILED).await);
     }
@@ -334,7 +346,7 @@ mod tests {
             .run_until(async {
                 let (base, request) = agent(answer).await;
                 let (mut out, mut err) = (Vec::new(), Vec::new());
-                let ended = run(&args(line), &base, &mut out, &mut err).await;
+                let ended = run(&args(line), &base, None, &mut out, &mut err).await;
                 let text = |bytes| String::from_utf8(bytes).unwrap();
                 (ended, text(out), text(err), request.await.unwrap())
             })

@@ -2,6 +2,7 @@
 //! others hold a [`Handle`].
 
 mod machine;
+mod metrics;
 mod probe;
 mod process;
 
@@ -65,6 +66,12 @@ pub struct Handle {
     shared: Arc<Shared>,
 }
 
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.shared.services.keys()).finish()
+    }
+}
+
 impl Handle {
     /// Services of which none has been probed yet, on a machine that is `capabilities`.
     pub fn new(services: Vec<ServiceConfig>, capabilities: Capabilities) -> Handle {
@@ -116,6 +123,11 @@ impl Handle {
                 (name.clone(), door.admission.running(), door.admission.waiting())
             })
             .collect()
+    }
+
+    /// Shows the services' numbers in `/metrics`.
+    pub fn register(&self, registry: &mut prometheus_client::registry::Registry) {
+        metrics::register(self, registry);
     }
 
     /// A place at a service of this node: at once, or in its line.

@@ -12,6 +12,8 @@ use crate::api::{ErrorResponse, MAX_RESPONSE_BYTES};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// For a whole exchange. Joining waits for a database; everything else is answered from memory.
 pub const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Less than the coordinator waits for the next request on a connection, so that none is used as it is closed.
+const IDLE_FOR: Duration = Duration::from_secs(15);
 /// Connections kept open to one coordinator between requests.
 const IDLE_CONNECTIONS: usize = 2;
 
@@ -93,6 +95,7 @@ pub fn client(expect: Expect) -> anyhow::Result<reqwest::Client> {
         .connect_timeout(CONNECT_TIMEOUT)
         .timeout(EXCHANGE_TIMEOUT)
         .pool_max_idle_per_host(IDLE_CONNECTIONS)
+        .pool_idle_timeout(IDLE_FOR)
         .user_agent(concat!("wiremesh/", env!("CARGO_PKG_VERSION")))
         .build()?;
     Ok(client)

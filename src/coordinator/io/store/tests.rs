@@ -241,7 +241,8 @@ async fn a_member_cannot_fill_the_database_with_renewals() {
     fixture.token(1).await;
     let request = request(1, "n1");
     let (authority, rng) = (&fixture.authority, &mut fixture.rng);
-    let (_, chain) = fixture.store.enrol(&request, &SECRET, NOW, |grant| issue(authority, grant, NOW, rng)).await.unwrap();
+    let (_, chain) =
+        fixture.store.enrol(&request, &SECRET, NOW, |grant| issue(authority, grant, NOW, rng)).await.unwrap();
     let by = Trust::new(authority.certificate().clone()).verify(&chain, NOW).unwrap();
 
     let mut renewed = 0;
