@@ -111,7 +111,7 @@ fn send_while(
             (_, other) => panic!("{} was answered {status}, executed {other:?}", outcome.id),
         }
     }
-    assert!(workers.iter().all(|worker| worker.services[0].executions().is_ok_and(|done| done.total > 100)));
+    assert!(workers.iter().all(|worker| worker.services[0].executions().is_ok_and(|done| done.total > 50)));
     Ok(outcomes)
 }
 
