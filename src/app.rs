@@ -10,6 +10,8 @@ mod glue;
 mod metrics;
 mod record;
 mod socket;
+#[cfg(test)]
+mod tests;
 mod view;
 
 use std::{

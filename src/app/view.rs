@@ -196,6 +196,7 @@ impl View {
     pub async fn metrics(&self) -> String {
         let mut registry = Registry::default();
         self.router.counters().register(&mut registry);
+        self.recorder.services.register(&mut registry);
         metrics::register_agent(&mut registry, self.recorder.author.own().not_after(), self.recorder.services.load());
         metrics::register_directory(&mut registry, &self.directory.status());
         if let Some(overlay) = self.overlay_status().await {

@@ -9,6 +9,14 @@ use std::{
     time::Duration,
 };
 
+use crate::{
+    api::{self, admin::CreatedToken},
+    clock,
+    coordinator::{self, Config},
+    membership::io::{ClientError, Event, JoinRefused, Member, Session, Settings, Sources, load_or_join},
+    settings::Layers,
+    task::{CancellationToken, Tasks},
+};
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
@@ -21,14 +29,6 @@ use tokio::{
     sync::mpsc,
 };
 use tokio_rustls::client::TlsStream;
-use wiremesh::{
-    api::{self, admin::CreatedToken},
-    clock,
-    coordinator::{self, Config},
-    membership::io::{ClientError, Event, JoinRefused, Member, Session, Settings, Sources, load_or_join},
-    settings::Layers,
-    task::{CancellationToken, Tasks},
-};
 use wiremesh_certs::{
     AllowedServices, Authority, CaParameters, CertificateRequest, Claims, Fingerprint, IdentityKey, JoinToken, Load,
     MeshName, NodeName, NodeRecord, ServiceName, Signed, Trust, WgPrivateKey, proof_header,
@@ -683,7 +683,7 @@ struct Agent {
 
 impl Agent {
     fn run(member: Member, session: Session, offers: &'static [&'static str]) -> Agent {
-        let (sender, events) = mpsc::channel(wiremesh::membership::io::MAX_EVENTS);
+        let (sender, events) = mpsc::channel(crate::membership::io::MAX_EVENTS);
         let stop = CancellationToken::new();
         let sources = Sources {
             record: Box::new(move || Some(record(&member, offers))),
