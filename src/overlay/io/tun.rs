@@ -25,12 +25,8 @@ pub struct TunDevice(AsyncDevice);
 impl TunDevice {
     /// A new device, down and without address.
     pub fn create(name: &str) -> io::Result<TunDevice> {
-        let device = DeviceBuilder::new()
-            .name(name)
-            .layer(Layer::L3)
-            .enable(false)
-            .packet_information(false)
-            .build_async()?;
+        let device =
+            DeviceBuilder::new().name(name).layer(Layer::L3).enable(false).packet_information(false).build_async()?;
         Ok(TunDevice(device))
     }
 }
