@@ -24,6 +24,8 @@ use wiremesh_certs::OverlayIp;
 
 use crate::{overlay::endpoints::Interface, task::Tasks};
 
+/// Packets that the kernel keeps for us. Enough for a burst of a TCP window.
+const QUEUE: u32 = 1000;
 /// How long after a change to look: changes come in groups.
 const SETTLE: Duration = Duration::from_millis(200);
 /// Looked at anyway, in case a change was missed.
@@ -120,7 +122,8 @@ impl Links {
     /// Gives our interface its address, MTU and route, and puts it up.
     pub async fn set_up(&self, name: &str, address: OverlayIp, network: &IpNet, mtu: u16) -> anyhow::Result<()> {
         let index = self.index(name).await?;
-        let up = LinkUnspec::new_with_index(index).mtu(mtu.into()).up().build();
+        // The ioctl for the queue's length wants rights outside of any user namespace; netlink does not.
+        let up = LinkUnspec::new_with_index(index).mtu(mtu.into()).txqueuelen(QUEUE).up().build();
         self.handle.link().set(up).execute().await.context("setting MTU and state")?;
         let alone = match address.0 {
             IpAddr::V4(_) => 32,

@@ -10,8 +10,6 @@ use crate::overlay::batch::Packets;
 const READ_AT_ONCE: usize = 64;
 /// No packet is larger, whatever the MTU.
 const MAX_PACKET: usize = 65_535;
-/// Packets the kernel keeps for us. Enough for a burst of a TCP window.
-const QUEUE: u32 = 1000;
 
 /// A source and a sink of IP packets.
 pub trait Tun: Send {
@@ -27,15 +25,8 @@ pub struct TunDevice(AsyncDevice);
 impl TunDevice {
     /// A new device, down and without address.
     pub fn create(name: &str) -> io::Result<TunDevice> {
-        let device = DeviceBuilder::new()
-            .name(name)
-            .layer(Layer::L3)
-            .enable(false)
-            .packet_information(false)
-            .with(|builder| {
-                builder.tx_queue_len(QUEUE);
-            })
-            .build_async()?;
+        let device =
+            DeviceBuilder::new().name(name).layer(Layer::L3).enable(false).packet_information(false).build_async()?;
         Ok(TunDevice(device))
     }
 }
