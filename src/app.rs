@@ -15,6 +15,7 @@ mod tests;
 mod view;
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     sync::{
         Arc,
@@ -50,8 +51,8 @@ use crate::{
 
 /// What is not part of answering a request has this long to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
-/// How often the members worth knowing after a restart are written to disk, if they changed.
-const KEEP_CONTACTS_EVERY: Duration = Duration::from_secs(30);
+/// How often it is looked whether other members are worth knowing after a restart.
+const KEEP_CONTACTS_EVERY: Duration = Duration::from_secs(5);
 
 /// Runs an agent until it is asked to stop (SIGTERM, SIGINT) or a part of it fails.
 pub async fn run(config: Config) -> Result<(), Failure> {
@@ -198,6 +199,7 @@ impl Agent {
             }
         };
         let ((), drained) = tokio::join!(withdrawing, self.listeners.drain(config.drain_grace + STOP_LIMIT));
+        self.view.membership.keep_seeds(seeds_of(self.view.directory.contacts(), config.dht.port));
         if !drained {
             tracing::warn!(grace = ?config.drain_grace, "some answers did not end in time and were cut");
         }
@@ -310,27 +312,38 @@ impl Follow {
     }
 }
 
-/// Hands the members worth knowing after a restart to the membership, which keeps them on disk.
+/// Hands the members worth knowing after a restart to the membership, which keeps them on disk: when others are known, or
+/// the known are elsewhere, not whenever one publishes again.
 async fn keep_contacts(
     directory: directory::Handle,
     membership: membership::io::Handle,
     dht_port: u16,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
+    let mut kept = BTreeMap::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(KEEP_CONTACTS_EVERY) => {}
         }
-        let seed = |entry: directory::Entry| Seed {
-            worker_id: entry.name().clone(),
-            vpn_ip: entry.address(),
-            tunnel_url: entry.record().tunnel_url.clone(),
-            dht_port,
-            record: entry.signed().clone(),
-        };
-        membership.keep_seeds(directory.contacts().into_iter().map(seed).collect());
+        let contacts = directory.contacts();
+        let places = contacts.iter().map(|entry| (entry.id(), entry.record().endpoints.clone())).collect();
+        if kept != places {
+            membership.keep_seeds(seeds_of(contacts, dht_port));
+            kept = places;
+        }
     }
+}
+
+fn seeds_of(contacts: Vec<directory::Entry>, dht_port: u16) -> Vec<Seed> {
+    let seed = |entry: directory::Entry| Seed {
+        worker_id: entry.name().clone(),
+        vpn_ip: entry.address(),
+        tunnel_url: entry.record().tunnel_url.clone(),
+        dht_port,
+        record: entry.signed().clone(),
+    };
+    contacts.into_iter().map(seed).collect()
 }
 
 /// The coordinator hears at once of services that came or went.

@@ -97,7 +97,7 @@ pub struct Handle {
     pub client: Client,
     status: Arc<Mutex<Status>>,
     changed: Arc<Notify>,
-    met: Arc<Mutex<Vec<Seed>>>,
+    met: Arc<(Mutex<Vec<Seed>>, Notify)>,
 }
 
 impl Handle {
@@ -111,10 +111,11 @@ impl Handle {
         self.changed.notify_one();
     }
 
-    /// Members met elsewhere than at the coordinator, to begin with after a restart. On disk with the next heartbeat,
-    /// answered or not.
+    /// Members met elsewhere than at the coordinator, to begin with after a restart. On disk at once, unless a
+    /// coordinator is being waited for.
     pub fn keep_seeds(&self, seeds: Vec<Seed>) {
-        *self.met.lock().unwrap_or_else(PoisonError::into_inner) = seeds;
+        *self.met.0.lock().unwrap_or_else(PoisonError::into_inner) = seeds;
+        self.met.1.notify_one();
     }
 
     fn locked(&self) -> MutexGuard<'_, Status> {
@@ -171,7 +172,7 @@ impl Session {
     ) -> anyhow::Result<()> {
         loop {
             let (heartbeat_at, _why) = self.heartbeat.poll_timeout();
-            let changed = self.handle.changed.clone();
+            let (changed, met) = (self.handle.changed.clone(), self.handle.met.clone());
             tokio::select! {
                 biased;
 
@@ -179,18 +180,20 @@ impl Session {
                 () = tokio::time::sleep_until(heartbeat_at.into()) => {}
                 () = tokio::time::sleep(self.lease_wait()) => {}
                 () = changed.notified() => self.heartbeat.hasten(clock::now()),
+                () = met.1.notified() => {}
             }
+            self.keep_met();
             // Whatever is under way when the agent stops is given up: all of it can be repeated.
             let step = async {
                 self.renew_if_due(&events).await;
                 self.report_if_due(&sources, &events).await;
-                self.keep_met();
             };
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = step => {}
             }
         }
+        self.keep_met();
         if self.registered.is_some() {
             let farewell = tokio::time::timeout(FAREWELL, self.member.client.unregister()).await;
             tracing::debug!(heard = matches!(farewell, Ok(Ok(()))), "said farewell to the coordinator");
@@ -359,7 +362,7 @@ impl Session {
     }
 
     fn keep_met(&mut self) {
-        let met = std::mem::take(&mut *self.handle.met.lock().unwrap_or_else(PoisonError::into_inner));
+        let met = std::mem::take(&mut *self.handle.met.0.lock().unwrap_or_else(PoisonError::into_inner));
         if met.is_empty() {
             return;
         }
