@@ -98,12 +98,18 @@ fn nothing_outlives_the_program_that_entered_a_sandbox() {
         let mut command = Command::new("sh");
         command.args(["-c", "sleep 4711 & sleep 4711"]);
         let mut keeper = sandbox::spawn(command)?;
-        eventually("both run", LIMIT, || Ok(anyhow::ensure!(running("sleep\04711\0")? == 2)))?;
+        eventually("both run", LIMIT, || {
+            anyhow::ensure!(running(SLEEPER)? == 2);
+            Ok(())
+        })?;
 
         keeper.kill()?;
         keeper.wait()?;
 
-        eventually("both are gone", LIMIT, || Ok(anyhow::ensure!(running("sleep\04711\0")? == 0)))
+        eventually("both are gone", LIMIT, || {
+            anyhow::ensure!(running(SLEEPER)? == 0);
+            Ok(())
+        })
     });
 }
 
@@ -117,6 +123,9 @@ fn the_exit_code_comes_through() {
         Ok(())
     });
 }
+
+/// The command line of the sleepers, as `/proc` shows it: each word ends in a zero byte.
+const SLEEPER: &str = concat!("sleep", "\0", "4711", "\0");
 
 /// How many processes have this command line.
 fn running(command_line: &str) -> anyhow::Result<usize> {

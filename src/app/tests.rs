@@ -1,5 +1,5 @@
 //! Coordinator and members in one process, over real TLS on loopback: joining, and every way it must be refused.
-#![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "the whole file is a test, its helpers too")]
+#![expect(clippy::disallowed_methods, reason = "the whole file is a test, its helpers too")]
 
 use std::{
     collections::BTreeSet,
