@@ -20,7 +20,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -50,8 +50,6 @@ use crate::{
 
 /// What is not part of answering a request has this long to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
-/// The coordinator is told that we leave, but not waited for longer than this.
-const UNREGISTER_LIMIT: Duration = Duration::from_secs(2);
 /// How often the members worth knowing after a restart are written to disk, if they changed.
 const KEEP_CONTACTS_EVERY: Duration = Duration::from_secs(30);
 
@@ -60,8 +58,8 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let started_at = clock::now();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let tasks = Tasks::new();
-    let starting = start(&config, &tasks, started_at);
+    let (tasks, ground) = (Tasks::new(), Tasks::new());
+    let starting = start(&config, &tasks, &ground, started_at);
     let agent = tokio::select! {
         started = starting => started?,
         // Joining waits for a coordinator for as long as it takes; being told to stop ends it.
@@ -74,11 +72,12 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         _ = terminate.recv() => tracing::info!(why = "SIGTERM", "stopping"),
         _ = interrupt.recv() => tracing::info!(why = "SIGINT", "stopping"),
         () = tasks.stopped() => tracing::error!("a part of the agent failed, stopping"),
+        () = ground.stopped() => tracing::error!("the overlay failed, stopping"),
         () = agent.listeners.stopped() => tracing::error!("a listener failed, stopping"),
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    let failed = tasks.failed() || agent.listeners.failed();
-    agent.stop(&config, &tasks).await;
+    let failed = tasks.failed() || ground.failed() || agent.listeners.failed();
+    agent.stop(&config, &tasks, &ground).await;
     if failed { Err(anyhow::anyhow!("a part of the agent failed; its log says which and why").into()) } else { Ok(()) }
 }
 
@@ -86,11 +85,10 @@ pub async fn run(config: Config) -> Result<(), Failure> {
 struct Agent {
     view: Arc<View>,
     router: router::io::Router,
-    client: membership::io::Client,
     listeners: Tasks,
 }
 
-async fn start(config: &Config, tasks: &Tasks, started_at: std::time::Instant) -> Result<Agent, Failure> {
+async fn start(config: &Config, tasks: &Tasks, ground: &Tasks, started_at: Instant) -> Result<Agent, Failure> {
     let rng = StdRng::try_from_os_rng().context("the system gives no random numbers")?;
     let (member, session) =
         membership::io::load_or_join(&membership_settings(config)?, rng).await.map_err(not_joined)?;
@@ -100,7 +98,7 @@ async fn start(config: &Config, tasks: &Tasks, started_at: std::time::Instant) -
     let (overlay, events) = match config.overlay.enabled {
         true => {
             let settings = overlay_settings(config, &member, &own);
-            let (handle, events) = overlay::start(settings, tasks).await.map_err(without_overlay)?;
+            let (handle, events) = overlay::start(settings, ground).await.map_err(without_overlay)?;
             (Some(handle), Some(events))
         }
         false => (None, None),
@@ -108,7 +106,12 @@ async fn start(config: &Config, tasks: &Tasks, started_at: std::time::Instant) -
     let services = services::io::start(services_config(config)?, tasks)?;
     let tunnel_url = config.api.tunnel_url.clone();
     let author = Author::new(member.identity.clone(), own.clone(), tunnel_url, overlay.is_some());
-    let recorder = Arc::new(Recorder { author, overlay: overlay.clone(), services: services.clone() });
+    let recorder = Arc::new(Recorder {
+        author,
+        overlay: overlay.clone(),
+        services: services.clone(),
+        leaving: AtomicBool::new(false),
+    });
     let directory = directory::start(
         &directory::Settings {
             table: config.dht.enabled && overlay.is_some(),
@@ -168,7 +171,6 @@ async fn start(config: &Config, tasks: &Tasks, started_at: std::time::Instant) -
         ingress: config.api.ingress,
         started_at,
         ready: AtomicBool::new(false),
-        leaving: AtomicBool::new(false),
     });
     let socket_view = view.clone();
     tasks.spawn("socket", |stop| socket::serve(socket, socket_view, stop));
@@ -179,34 +181,28 @@ async fn start(config: &Config, tasks: &Tasks, started_at: std::time::Instant) -
         took_ms = clock::now().saturating_duration_since(started_at).as_millis() as u64,
         "ready"
     );
-    Ok(Agent { view, router, client: member.client, listeners })
+    Ok(Agent { view, router, listeners })
 }
 
 impl Agent {
     /// Leaves in order: nobody is sent to us any more, what was begun is finished, then the ground is taken away.
-    async fn stop(self, config: &Config, tasks: &Tasks) {
-        self.view.leaving.store(true, Ordering::Relaxed);
+    async fn stop(self, config: &Config, tasks: &Tasks, ground: &Tasks) {
+        self.view.recorder.leaving.store(true, Ordering::Relaxed);
         self.router.drain();
+        self.view.membership.announce();
         let withdrawing = async {
-            if let Some(record) = self.view.recorder.farewell()
+            if let Some(record) = self.view.recorder.record()
                 && let Err(why) = self.view.directory.withdraw(&record).await
             {
                 tracing::debug!(%why, "not withdrawn, our record ends by itself");
             }
         };
-        let unregistering = async {
-            match tokio::time::timeout(UNREGISTER_LIMIT, self.client.unregister()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(%error, "the coordinator was not told that we leave"),
-                Err(_) => tracing::debug!("the coordinator was not told in time that we leave"),
-            }
-        };
-        let ((), (), drained) =
-            tokio::join!(withdrawing, unregistering, self.listeners.drain(config.drain_grace + STOP_LIMIT));
+        let ((), drained) = tokio::join!(withdrawing, self.listeners.drain(config.drain_grace + STOP_LIMIT));
         if !drained {
             tracing::warn!(grace = ?config.drain_grace, "some answers did not end in time and were cut");
         }
-        if !tasks.drain(STOP_LIMIT).await {
+        // The overlay last: the others still say goodbye through it.
+        if !(tasks.drain(STOP_LIMIT).await & ground.drain(STOP_LIMIT).await) {
             tracing::warn!("some tasks did not end in time");
         }
         tracing::info!("stopped");

@@ -57,7 +57,7 @@ impl Tasks {
                 }
                 stop.cancel();
             }
-            .instrument(tracing::info_span!("task", name)),
+            .instrument(tracing::info_span!("task", task = name)),
         );
     }
 

@@ -4,8 +4,10 @@ use std::io::IsTerminal;
 
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
-/// What is logged unless `RUST_LOG` says otherwise. The libraries below us are silent about what they can handle.
-const DEFAULT_FILTER: &str = "info,libp2p_kad=warn,libp2p_swarm=warn,quinn=warn,sqlx=warn,netlink_packet_route=error";
+/// What is logged unless `RUST_LOG` says otherwise. The libraries below us are silent about what they can handle; boringtun
+/// calls every handshake that was not answered an error.
+const DEFAULT_FILTER: &str =
+    "info,boringtun=off,libp2p_kad=warn,libp2p_swarm=warn,quinn=warn,sqlx=warn,netlink_packet_route=error";
 
 /// Starts logging to standard error. Once per process.
 pub fn start() {

@@ -7,7 +7,13 @@
 //! services, endpoints or certificate changed, or 30 s passed ──► a new record ──► overlay, directory
 //! ```
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use rand::Rng;
@@ -36,24 +42,19 @@ pub struct Recorder {
     pub overlay: Option<overlay::Handle>,
     /// What we offer and how busy we are.
     pub services: services::Handle,
+    /// Whether the agent has been asked to stop: from then on nothing is offered.
+    pub leaving: AtomicBool,
 }
 
 impl Recorder {
     /// A record of what is true now. `None` only if the certificate leaves no room for one, which is logged.
     pub fn record(&self) -> Option<Signed<NodeRecord>> {
-        self.sign(Facts {
+        let leaving = self.leaving.load(Ordering::Relaxed);
+        let facts = Facts {
             endpoints: self.overlay.as_ref().map(overlay::Handle::endpoints).unwrap_or_default(),
-            services: self.services.offered(),
+            services: if leaving { Arc::from([]) } else { self.services.offered() },
             load: self.services.load(),
-        })
-    }
-
-    /// A record that offers nothing: we are about to leave.
-    pub fn farewell(&self) -> Option<Signed<NodeRecord>> {
-        self.sign(Facts { endpoints: Vec::new(), services: Arc::from([]), load: self.services.load() })
-    }
-
-    fn sign(&self, facts: Facts) -> Option<Signed<NodeRecord>> {
+        };
         self.author
             .sign(facts, clock::unix_millis())
             .inspect_err(|error| tracing::error!(%error, "our record cannot be made, nobody will find us"))

@@ -48,8 +48,6 @@ pub struct View {
     pub started_at: Instant,
     /// Whether all listeners are up.
     pub ready: AtomicBool,
-    /// Whether the agent has been asked to stop.
-    pub leaving: AtomicBool,
 }
 
 impl View {
@@ -244,7 +242,7 @@ impl View {
         for service in self.recorder.services.configured().filter(|service| !offered.contains(service)) {
             troubles.push(format!("{service} is not offered: its upstream does not answer"));
         }
-        if self.leaving.load(Ordering::Relaxed) {
+        if self.recorder.leaving.load(Ordering::Relaxed) {
             troubles.push("stopping: no new requests are taken".to_owned());
         }
         troubles

@@ -20,8 +20,8 @@ use libp2p_kad::{
     store::{Error, RecordStore},
 };
 use libp2p_swarm::{
-    ConnectionDenied, ConnectionId, DialError, FromSwarm, NetworkBehaviour, StreamProtocol, THandler, THandlerInEvent,
-    THandlerOutEvent, ToSwarm,
+    CloseConnection, ConnectionDenied, ConnectionId, DialError, FromSwarm, NetworkBehaviour, StreamProtocol, THandler,
+    THandlerInEvent, THandlerOutEvent, ToSwarm,
 };
 use wiremesh_certs::NodeId;
 
@@ -61,6 +61,8 @@ pub struct Members {
     pub kad: Behaviour<KadStore>,
     absent: Absent,
     connections: BTreeMap<ConnectionId, PeerId>,
+    /// Connections that made room for later ones, to be closed.
+    replaced: Vec<(PeerId, ConnectionId)>,
     gone: Vec<PeerId>,
 }
 
@@ -86,7 +88,7 @@ impl Members {
         let store = KadStore { store: Store::default(), shared };
         let mut kad = Behaviour::with_config(me, store, config);
         kad.set_mode(Some(Mode::Server));
-        Members { kad, absent: Absent::default(), connections: BTreeMap::new(), gone: Vec::new() }
+        Members { kad, absent: Absent::default(), connections: BTreeMap::new(), replaced: Vec::new(), gone: Vec::new() }
     }
 
     /// Members that have been silent for too long, to be taken out of the table.
@@ -97,6 +99,18 @@ impl Members {
     /// Members not to be dialled at this moment.
     pub fn absent(&self) -> usize {
         self.absent.count(clock::now())
+    }
+
+    /// Another connection that a member opens takes the place of its oldest: a member that was restarted knows nothing of
+    /// those it had, and would be locked out until they end by themselves.
+    fn make_room(&mut self, peer: PeerId) {
+        let to_peer: Vec<ConnectionId> =
+            self.connections.iter().filter(|(_, connected)| **connected == peer).map(|(id, _)| *id).collect();
+        if to_peer.len() >= MAX_CONNECTIONS_PER_MEMBER {
+            // Ids grow: the first is the oldest.
+            self.connections.remove(&to_peer[0]);
+            self.replaced.push((peer, to_peer[0]));
+        }
     }
 
     fn admit(&mut self, id: ConnectionId, peer: PeerId) -> Result<(), ConnectionDenied> {
@@ -145,6 +159,7 @@ impl NetworkBehaviour for Members {
         local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.make_room(peer);
         self.admit(id, peer)?;
         self.kad.handle_established_inbound_connection(id, peer, local, remote)
     }
@@ -207,6 +222,9 @@ impl NetworkBehaviour for Members {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Event, THandlerInEvent<Self>>> {
+        if let Some((peer_id, id)) = self.replaced.pop() {
+            return Poll::Ready(ToSwarm::CloseConnection { peer_id, connection: CloseConnection::One(id) });
+        }
         self.kad.poll(cx)
     }
 }
