@@ -19,7 +19,8 @@ use crate::Lab;
 const LIMIT: Duration = Duration::from_secs(120);
 /// What the story has after its limit to print its logs, before it is killed from outside.
 const LAST_WORDS: Duration = Duration::from_secs(10);
-/// How much of each log a failed story prints.
+/// How much of each log a failed story prints: how it began, and how it ended.
+const LOG_HEAD_LINES: usize = 40;
 const LOG_TAIL_LINES: usize = 60;
 
 /// Tells a story in a lab of its own. Called by a `#[test]` function and by nothing else.
@@ -137,8 +138,13 @@ fn print_logs(folder: &Path) {
             let log = fs::read(&path).unwrap_or_default();
             let log = String::from_utf8_lossy(&log);
             let lines: Vec<_> = log.lines().collect();
-            let tail = &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..];
+            let (head, rest) = lines.split_at(lines.len().min(LOG_HEAD_LINES));
+            let (left_out, tail) = rest.split_at(rest.len().saturating_sub(LOG_TAIL_LINES));
             eprintln!("\n── {} ({} lines) ──", path.display(), lines.len());
+            head.iter().for_each(|line| eprintln!("{line}"));
+            if !left_out.is_empty() {
+                eprintln!("… {} lines …", left_out.len());
+            }
             tail.iter().for_each(|line| eprintln!("{line}"));
         }
     }
