@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::Context;
 use rand::{SeedableRng, rngs::StdRng};
-use tokio::{net::TcpListener, sync::Notify};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::Notify,
+};
 use wiremesh_certs::{Verified, files};
 
 use super::{
@@ -92,9 +95,7 @@ pub async fn start(config: &Config, tasks: &Tasks, ground: &Tasks, started_at: I
         started_at,
         ready: AtomicBool::new(false),
     });
-    let socket_view = view.clone();
-    tasks.spawn("socket", |stop| socket::serve(socket, socket_view, stop));
-    let listeners = listen(config, &own, &router, &view, overlay.is_some()).await?;
+    let listeners = listen(config, &own, &router, &view, socket, overlay.is_some()).await?;
     view.ready.store(true, Ordering::Relaxed);
     let took = clock::now().saturating_duration_since(started_at);
     tracing::info!(listen = %config.api.listen, ?took, "ready");
@@ -107,6 +108,7 @@ async fn listen(
     own: &Verified,
     router: &router::io::Router,
     view: &Arc<View>,
+    socket: UnixListener,
     overlay: bool,
 ) -> Result<Tasks, Failure> {
     let listeners = Tasks::new();
@@ -116,6 +118,9 @@ async fn listen(
         Some(path) => Some(router::io::ApiKey::new(&files::read_secret(path).context("reading api.key_file")?)),
         None => None,
     };
+    let grace = config.drain_grace;
+    let private = router.local(None, report.clone(), socket::pages(view.clone()));
+    listeners.spawn("socket", |stop| router::io::serve(socket, private, stop, grace));
     let local = router.local(key, report.clone(), axum::Router::new());
     let mut surfaces = vec![("local API", config.api.listen, local)];
     if overlay {
@@ -131,7 +136,6 @@ async fn listen(
             TcpListener::bind(address).await.with_context(|| format!("listening on {address} ({name})")).map_err(
                 |error| Failure::from(error).hint("is another program using the port? see [api] in the configuration"),
             )?;
-        let grace = config.drain_grace;
         listeners.spawn(name, |stop| router::io::serve(listener, surface, stop, grace));
     }
     Ok(listeners)

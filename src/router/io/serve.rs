@@ -3,7 +3,13 @@
 //! On leaving, no connection is accepted any more, HTTP/2 peers get a GOAWAY, idle connections close, answers in flight
 //! end. What has not ended after the grace is aborted.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use http::Request;
 use hyper::{body::Incoming, service::service_fn};
@@ -12,7 +18,8 @@ use hyper_util::{
     server::conn::auto,
 };
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::Semaphore,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -49,9 +56,42 @@ pub(super) struct Connections {
     pub killed: CancellationToken,
 }
 
+/// Where connections come from.
+pub trait Listen: Send + Sync {
+    /// A connection.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// Waits for the next connection, and says where it is from.
+    fn next(&self) -> impl Future<Output = io::Result<(Self::Stream, SocketAddr)>> + Send;
+}
+
+impl Listen for TcpListener {
+    type Stream = TcpStream;
+
+    async fn next(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        let (stream, peer) = self.accept().await?;
+        // All are optimisations; a socket that refuses them is as good.
+        let _ = stream.set_nodelay(true);
+        let socket = socket2::SockRef::from(&stream);
+        let _ = socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(KEEPALIVE_AFTER));
+        let _ = socket.set_tcp_notsent_lowat(UNSENT_BYTES);
+        Ok((stream, peer))
+    }
+}
+
+impl Listen for UnixListener {
+    type Stream = UnixStream;
+
+    /// Whoever opens the socket is on this machine.
+    async fn next(&self) -> io::Result<(UnixStream, SocketAddr)> {
+        let (stream, _) = self.accept().await?;
+        Ok((stream, (Ipv4Addr::LOCALHOST, 0).into()))
+    }
+}
+
 /// Serves `surface` on `listener` until `stop`, then lets what is in flight end for at most `grace`.
 pub async fn serve(
-    listener: TcpListener,
+    listener: impl Listen,
     surface: Surface,
     stop: CancellationToken,
     grace: Duration,
@@ -66,11 +106,11 @@ pub async fn serve(
         };
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
+            accepted = listener.next() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
-                let serving = connection(stream, surface.clone(), connections.clone(), stop.clone());
+            Ok((stream, peer)) => {
+                let serving = connection(stream, peer, surface.clone(), connections.clone(), stop.clone());
                 connections.tracker.spawn(async move {
                     serving.await;
                     drop(place);
@@ -92,14 +132,13 @@ pub async fn serve(
     Ok(())
 }
 
-async fn connection(stream: TcpStream, surface: Arc<Surface>, connections: Connections, stop: CancellationToken) {
-    let Ok(peer) = stream.peer_addr() else { return };
-    // Both are optimisations; a socket that refuses them is as good.
-    let _ = stream.set_nodelay(true);
-    let socket = socket2::SockRef::from(&stream);
-    let _ = socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(KEEPALIVE_AFTER));
-    let _ = socket.set_tcp_notsent_lowat(UNSENT_BYTES);
-
+async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    peer: SocketAddr,
+    surface: Arc<Surface>,
+    connections: Connections,
+    stop: CancellationToken,
+) {
     let for_requests = connections.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         let surface = surface.clone();
