@@ -19,7 +19,6 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     sync::atomic::{AtomicI32, Ordering},
-    time::Duration,
 };
 
 use anyhow::Context;
@@ -108,9 +107,7 @@ fn inside(args: &Args, folder: &Path, out: &mut impl Write) -> Result<ExitCode, 
     if args.keep {
         mesh.print_how_to_reach(out)?;
         INTERRUPTED.store(0, Ordering::Relaxed);
-        loop {
-            std::thread::sleep(Duration::from_secs(3600));
-        }
+        mesh.relay()?;
     }
     Ok(ExitCode::SUCCESS)
 }
