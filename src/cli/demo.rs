@@ -19,6 +19,7 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     sync::atomic::{AtomicI32, Ordering},
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -107,7 +108,9 @@ fn inside(args: &Args, folder: &Path, out: &mut impl Write) -> Result<ExitCode, 
     if args.keep {
         mesh.print_how_to_reach(out)?;
         INTERRUPTED.store(0, Ordering::Relaxed);
-        mesh.relay()?;
+        loop {
+            std::thread::sleep(Duration::from_secs(3600));
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

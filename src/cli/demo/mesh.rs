@@ -4,7 +4,6 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     net::{IpAddr, TcpStream},
-    os::unix::net::UnixListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -24,10 +23,6 @@ use crate::{
 const START_LIMIT: Duration = Duration::from_secs(20);
 /// Lines of each log that are shown after a failure.
 const LOG_TAIL_LINES: usize = 15;
-/// The relay's socket in the folder.
-const RELAY: &str = "alpha.sock";
-/// Clients of the relay at once; more are turned away.
-const MAX_RELAYED: usize = 64;
 const COORDINATOR_PORT: u16 = 8080;
 const API_PORT: u16 = 8000;
 const INGRESS_PORT: u16 = 8001;
@@ -42,8 +37,6 @@ pub struct Mesh {
     pub network: Network,
     folder: PathBuf,
     programs: Vec<(String, Child)>,
-    /// The node of the first worker.
-    first: Option<Node>,
 }
 
 /// One agent.
@@ -58,7 +51,7 @@ pub struct Worker {
 impl Mesh {
     /// An empty network whose nodes keep their files in `folder`.
     pub fn new(folder: &Path) -> anyhow::Result<Mesh> {
-        Ok(Mesh { network: Network::new()?, folder: folder.to_owned(), programs: Vec::new(), first: None })
+        Ok(Mesh { network: Network::new()?, folder: folder.to_owned(), programs: Vec::new() })
     }
 
     /// Starts the coordinator on a node of its own.
@@ -113,7 +106,6 @@ impl Mesh {
         })?;
         let health: serde_json::Value = serde_json::from_slice(&request::get(&node, API_PORT, "/health")?.body)?;
         let overlay_ip = health["vpn_ip"].as_str().context("the agent has no overlay address")?.parse()?;
-        self.first.get_or_insert_with(|| node.clone());
         Ok(Worker { node, overlay_ip })
     }
 
@@ -162,37 +154,18 @@ impl Mesh {
         let program = std::env::current_exe()?;
         let (program, folder) = (program.display(), self.folder.display());
         writeln!(out, "\nThe mesh is still running. From another terminal:\n")?;
-        for command in ["status", "peers", "services", "ping beta"] {
+        for command in ["status", "peers", "services", "ping beta", "call words --data 'to be or not to be' -v"] {
             let (name, rest) = command.split_once(' ').unwrap_or((command, ""));
             let line = format!("  {program} {name} --config {folder}/alpha/agent.toml {rest}");
             writeln!(out, "{}", line.trim_end())?;
         }
-        for (service, body) in [("words", "to be or not to be"), ("primes", "600851475143")] {
-            writeln!(out, "  curl --unix-socket {folder}/{RELAY} http://alpha/service/{service} -d '{body}'")?;
-        }
+        // Alpha's loopback is the sandbox's own; its socket is a file.
+        writeln!(
+            out,
+            "  curl --unix-socket {folder}/alpha/state/agent.sock http://alpha/service/primes -d 600851475143"
+        )?;
         writeln!(out, "\nLogs: {folder}/*.log\nCtrl-C ends it and removes everything.")?;
         out.flush()
-    }
-
-    /// Passes connections to a Unix socket in the folder on to alpha's local API, for clients outside of the sandbox.
-    /// Ends with the program.
-    pub fn relay(&self) -> anyhow::Result<()> {
-        let listener = UnixListener::bind(self.folder.join(RELAY)).context("making the relay's socket")?;
-        listener.set_nonblocking(true)?;
-        self.first.as_ref().context("there is no worker")?.block_on(|| async {
-            let listener = tokio::net::UnixListener::from_std(listener)?;
-            let mut connections = tokio::task::JoinSet::new();
-            loop {
-                let (mut client, _) = listener.accept().await?;
-                while connections.try_join_next().is_some() {}
-                if connections.len() < MAX_RELAYED {
-                    connections.spawn(async move {
-                        let mut agent = tokio::net::TcpStream::connect(("127.0.0.1", API_PORT)).await?;
-                        tokio::io::copy_bidirectional(&mut client, &mut agent).await
-                    });
-                }
-            }
-        })
     }
 
     fn join_token(&self, coordinator: &Node, name: &str) -> anyhow::Result<String> {
