@@ -5,6 +5,7 @@
 
 mod answer;
 mod attempt;
+mod believed;
 mod door;
 mod heard;
 mod outbound;
