@@ -80,7 +80,7 @@ impl Router {
 
     /// The surface where the tunnel of `node` ends: every request needs a proof of membership.
     pub fn ingress(&self, node: NodeId, trust: Arc<TrustStore>, report: Arc<dyn Report>) -> Surface {
-        let checker = Mutex::new(ProofChecker::new(node.to_hex()));
+        let checker = Mutex::new(ProofChecker::new(node.to_hex(), clock::unix()));
         self.surface(Door::Ingress(Box::new((checker, trust))), report, Pages::new())
     }
 
