@@ -1,6 +1,7 @@
 //! The agent's parts, made in order and joined.
 
 use std::{
+    io,
     net::SocketAddr,
     sync::{
         Arc,
@@ -12,7 +13,7 @@ use std::{
 use anyhow::Context;
 use rand::{SeedableRng, rngs::StdRng};
 use tokio::{
-    net::{TcpListener, UnixListener},
+    net::{TcpListener, TcpSocket, UnixListener},
     sync::Notify,
 };
 use wiremesh_certs::{Verified, files};
@@ -29,6 +30,9 @@ use super::{
 use crate::{
     cli::failure::Failure, clock, config::Config, directory, membership, overlay, router, services, task::Tasks,
 };
+
+/// Connections that wait in the kernel to be accepted.
+const LISTEN_BACKLOG: u32 = 1024;
 
 /// Makes the parts and joins them; the agent answers when this returns. The overlay gets tasks of its own, `ground`: it is
 /// stopped after all others.
@@ -122,23 +126,35 @@ async fn listen(
     let private = router.local(None, report.clone(), socket::pages(view.clone()));
     listeners.spawn("socket", |stop| router::io::serve(socket, private, stop, grace));
     let local = router.local(key, report.clone(), axum::Router::new());
-    let mut surfaces = vec![("local API", config.api.listen, local)];
+    let mut surfaces = vec![("local API", config.api.listen, None, local)];
     if overlay {
         let address = SocketAddr::new(own.address().0, config.api.overlay_port);
         let surface = router.overlay(trust.current().network(), report.clone(), axum::Router::new());
-        surfaces.push(("overlay API", address, surface));
+        surfaces.push(("overlay API", address, Some(config.overlay.interface.as_str()), surface));
     }
     if let Some(address) = config.api.ingress {
-        surfaces.push(("ingress", address, router.ingress(own.id(), trust, report)));
+        surfaces.push(("ingress", address, None, router.ingress(own.id(), trust, report)));
     }
-    for (name, address, surface) in surfaces {
+    for (name, address, device, surface) in surfaces {
         let listener =
-            TcpListener::bind(address).await.with_context(|| format!("listening on {address} ({name})")).map_err(
-                |error| Failure::from(error).hint("is another program using the port? see [api] in the configuration"),
-            )?;
+            open(address, device).with_context(|| format!("listening on {address} ({name})")).map_err(|error| {
+                Failure::from(error).hint("is another program using the port? see [api] in the configuration")
+            })?;
         listeners.spawn(name, |stop| router::io::serve(listener, surface, stop, grace));
     }
     Ok(listeners)
+}
+
+/// A listener; with a `device`, for what arrives through that alone. Linux takes a packet for any of its addresses on any
+/// interface: without this a neighbour in the underlay who sends us packets for our overlay address would be connected.
+fn open(address: SocketAddr, device: Option<&str>) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    if let Some(device) = device {
+        socket.bind_device(Some(device.as_bytes()))?;
+    }
+    socket.bind(address)?;
+    socket.listen(LISTEN_BACKLOG)
 }
 
 fn not_joined(error: anyhow::Error) -> Failure {

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use futures::{StreamExt, stream::FuturesUnordered};
 use tokio::sync::{Notify, mpsc, watch};
 use wiremesh_certs::{NodeRecord, ServiceName, Signed, TrustStore};
 
@@ -17,6 +18,9 @@ use crate::{
 
 /// How often it is looked whether other members are worth knowing after a restart.
 const KEEP_CONTACTS_EVERY: Duration = Duration::from_secs(5);
+
+/// Members called back at a time because they asked for us; beyond it they have to reach us alone.
+const MAX_CALLS: usize = 32;
 
 /// Starts everything in this file, and the membership itself.
 pub fn start(
@@ -55,12 +59,20 @@ impl Follow {
         mut events: mpsc::Receiver<membership::io::Event>,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
+        let mut calling = FuturesUnordered::new();
         loop {
             let event = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
+                Some(()) = calling.next() => continue,
                 event = events.recv() => event,
             };
             match event {
+                // A call waits for its answer, a revocation does not wait for a call.
+                Some(membership::io::Event::Introductions(records)) => {
+                    self.directory.add_contacts(&records);
+                    let room = MAX_CALLS.saturating_sub(calling.len());
+                    calling.extend(records.into_iter().take(room).map(|record| self.call(record)));
+                }
                 Some(event) => self.handle(event).await,
                 None => {
                     stop.cancelled().await;
@@ -80,6 +92,7 @@ impl Follow {
                 self.renewed.notify_one();
             }
             membership::io::Event::RevocationsChanged => {
+                self.directory.trust_changed();
                 if let Some(overlay) = &self.recorder.overlay {
                     overlay.trust_changed().await;
                 }
@@ -89,19 +102,19 @@ impl Follow {
             }
             // Said in the log by the membership itself, and shown by the status.
             membership::io::Event::CoordinatorReached | membership::io::Event::CoordinatorLost => {}
-            membership::io::Event::Introductions(records) => {
-                self.directory.add_contacts(&records);
-                let Some(overlay) = &self.recorder.overlay else { return };
-                for record in records {
-                    // They are about to call us: calling them too opens the way through a NAT on our side.
-                    let Ok(opened) = self.trust.current().open(&record, clock::unix()) else { continue };
-                    let address = opened.by.address();
-                    overlay.upsert_peer(opened.by, opened.payload).await;
-                    if let Err(why) = overlay.ping(address).await {
-                        tracing::debug!(%address, %why, "introduced, and not reached yet");
-                    }
-                }
-            }
+            // Answered by calls, which have time.
+            membership::io::Event::Introductions(_) => {}
+        }
+    }
+
+    /// They are about to call us: calling them too opens the way through a NAT on our side.
+    async fn call(&self, record: Signed<NodeRecord>) {
+        let Some(overlay) = &self.recorder.overlay else { return };
+        let Ok(opened) = self.trust.current().open(&record, clock::unix()) else { return };
+        let address = opened.by.address();
+        overlay.upsert_peer(opened.by, opened.payload).await;
+        if let Err(why) = overlay.ping(address).await {
+            tracing::debug!(%address, %why, "introduced, and not reached yet");
         }
     }
 }

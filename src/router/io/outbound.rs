@@ -29,6 +29,15 @@ const FIND_TIMEOUT: Duration = Duration::from_secs(8);
 /// Workers of one service that are considered for one request.
 const MAX_WORKERS: usize = 64;
 
+/// By whom a request was sent to us.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Whence {
+    /// A program that uses the mesh through us.
+    Client,
+    /// Another node. Its request has crossed the mesh and does not cross it again, whether or not it says so itself.
+    Member,
+}
+
 /// Counts how a request ends, also if it is dropped before it does.
 struct Ending<'a> {
     shared: &'a Shared,
@@ -45,12 +54,17 @@ impl Drop for Ending<'_> {
 
 impl Shared {
     /// Answers a request below `/service/`. The door has checked who asks.
-    pub(super) async fn answer_call(self: &Arc<Shared>, request: Request<Incoming>, header_limit: usize) -> Answer {
+    pub(super) async fn answer_call(
+        self: &Arc<Shared>,
+        request: Request<Incoming>,
+        header_limit: usize,
+        whence: Whence,
+    ) -> Answer {
         let mut ending = Ending { shared: self, told: false };
         let call = CallId::random(&mut *lock(&self.rng));
         let request_id = headers::request_id(request.headers()).unwrap_or_else(|| header(&call.to_string()));
 
-        let answered = self.accept_call(request, call, request_id.clone(), header_limit).await;
+        let answered = self.accept_call(request, call, request_id.clone(), header_limit, whence).await;
         ending.told = true;
         let mut answer = answered.unwrap_or_else(|refusal| self.fail(&refusal, &request_id));
         answer.headers_mut().insert(headers::REQUEST_ID, request_id);
@@ -73,6 +87,7 @@ impl Shared {
         call: CallId,
         request_id: HeaderValue,
         header_limit: usize,
+        whence: Whence,
     ) -> Result<Answer, Refusal> {
         let arrived_at = clock::now();
         if self.is_draining() {
@@ -107,7 +122,7 @@ impl Shared {
         };
         let turn = turn.zip(parts.extensions.get::<Connections>().cloned());
         let in_flight = InFlight::new(&self.counters.in_flight);
-        if to_client {
+        if to_client && whence == Whence::Client {
             self.route(outgoing, turn, in_flight).await
         } else {
             lock(&self.calls).begin(via.call, arrived_at).map_err(|_| Refusal::Duplicate)?;
