@@ -237,6 +237,9 @@ impl Shared {
         let service = &outgoing.needs.service;
         let found = self.find(service).await;
         let mut plan = Plan::new(self.candidates(&found.workers), outgoing.needs.repeatable);
+        if matches!(&not_here, NotHere::Failed(Failed { failure: Failure::Uncertain, .. })) {
+            plan = plan.after_us();
+        }
         let mut full = match &not_here {
             NotHere::Full(after) => Some(*after),
             NotHere::NotOffered | NotHere::Failed(_) => None,
