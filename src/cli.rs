@@ -18,6 +18,7 @@ use std::{
     process::ExitCode,
 };
 
+use anyhow::Context;
 use clap::{CommandFactory, Parser};
 
 use failure::Failure;
@@ -52,10 +53,13 @@ enum Networked {
     Agent(agent::Args),
     Token(token::Args),
     /// Shows how this machine's agent is: identity, overlay, DHT, coordinator
+    #[command(after_help = "Examples:\n  wiremesh status --watch\n  wiremesh status --json | jq .coordinator")]
     Status(view::Args),
     /// Lists whom this machine's agent exchanges packets with
+    #[command(after_help = "Examples:\n  wiremesh peers\n  wiremesh peers --config agent.toml --json")]
     Peers(view::Args),
     /// Lists the services that this machine's agent knows of, and who offers them
+    #[command(after_help = "Examples:\n  wiremesh services\n  wiremesh services --watch")]
     Services(view::Args),
     Call {
         #[command(flatten)]
@@ -73,13 +77,15 @@ enum Local {
     Capabilities(capabilities::Args),
     Cert(cert::Args),
     /// Prints completions for a shell
+    #[command(after_help = "Example:\n  wiremesh completions bash > /etc/bash_completion.d/wiremesh")]
     Completions {
         /// Which shell
         shell: clap_complete::Shell,
     },
     /// Writes manual pages into a folder
+    #[command(after_help = "Example:\n  wiremesh manual /usr/local/share/man/man1 && man wiremesh-call")]
     Manual {
-        /// Where to
+        /// Where to; made if it is not there
         folder: std::path::PathBuf,
     },
     #[command(hide = true)]
@@ -134,7 +140,9 @@ fn local(command: Local) -> Result<ExitCode, Failure> {
         Local::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "wiremesh", &mut io::stdout());
         }
-        Local::Manual { folder } => clap_mangen::generate_to(Cli::command(), folder)?,
+        Local::Manual { folder } => std::fs::create_dir_all(&folder)
+            .and_then(|()| clap_mangen::generate_to(Cli::command(), &folder))
+            .with_context(|| format!("could not write manual pages into {}", folder.display()))?,
     }
     Ok(ExitCode::from(failure::DONE))
 }
@@ -154,6 +162,8 @@ mod tests {
         command.clone().debug_assert();
         for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
             assert!(sub.get_about().is_some(), "{} has no explanation", sub.get_name());
+            let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example"), "{} has no example", sub.get_name());
         }
     }
 }

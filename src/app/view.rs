@@ -240,7 +240,7 @@ impl View {
         }
         let offered = self.recorder.services.offered();
         for service in self.recorder.services.configured().filter(|service| !offered.contains(service)) {
-            troubles.push(format!("{service} is not offered: its upstream does not answer"));
+            troubles.push(format!("{service} is not offered: its upstream fails the health check"));
         }
         if self.recorder.leaving.load(Ordering::Relaxed) {
             troubles.push("stopping: no new requests are taken".to_owned());
@@ -265,5 +265,5 @@ impl View {
 }
 
 fn heard_lately(peer: &overlay::PeerStatus) -> bool {
-    peer.heard_age.is_some_and(|age| age < HEARD_LATELY.as_secs_f64())
+    peer.heard_secs_ago.is_some_and(|age| age < HEARD_LATELY.as_secs_f64())
 }

@@ -177,7 +177,12 @@ impl Route {
     }
 
     fn print(&self, headers: &HeaderMap, err: &mut impl Write) -> std::io::Result<()> {
-        writeln!(err, "* {} from {} by {}, known from {}", self.status, self.worker, self.path, self.source)?;
+        match self.path.is_empty() {
+            true => writeln!(err, "* {} from {} itself, no worker answered", self.status, self.worker)?,
+            false => {
+                writeln!(err, "* {} from {} by {}, known from {}", self.status, self.worker, self.path, self.source)?
+            }
+        }
         writeln!(err, "* request {}", self.request_id)?;
         writeln!(err, "* first byte {}", millis(self.first_byte))?;
         for (name, took) in &self.hops {
@@ -272,7 +277,11 @@ async fn explain(args: &Args, socket: &Path, out: &mut impl Write) -> Result<u8,
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&plan)?)?;
     } else {
-        writeln!(out, "{service}: {} ways, known from {}", ways.len(), plan["source"].as_str().unwrap_or("-"))?;
+        match ways.len() {
+            0 => writeln!(out, "{service}: nobody offers it")?,
+            1 => writeln!(out, "{service}: 1 way, known from {}", plan["source"].as_str().unwrap_or("-"))?,
+            more => writeln!(out, "{service}: {more} ways, known from {}", plan["source"].as_str().unwrap_or("-"))?,
+        }
         for way in ways {
             let text = |field: &str| way[field].as_str().unwrap_or("-").to_owned();
             let age = way["age_seconds"].as_u64().map_or("now".into(), |age| format!("{age} s ago"));

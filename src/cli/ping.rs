@@ -50,6 +50,8 @@ pub async fn run(args: &Args, out: &mut impl Write) -> Result<(), Failure> {
                 }
                 answers.push(pong);
             }
+            // It is not there: no use in asking again.
+            Err(failure) if failure.exit == super::failure::NOT_SO => return Err(failure),
             Err(failure) => {
                 if !args.json {
                     writeln!(out, "{}: {:#} ({:.1} s)", number + 1, failure.error, elapsed(started_at))?;

@@ -28,7 +28,8 @@ pub async fn run(args: &Args, out: &mut impl Write) -> Result<(), Failure> {
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&revoked)?)?;
     } else {
-        let whose = revoked.name.map(|name| format!(" ({name})")).unwrap_or_default();
+        let name = revoked.name.filter(|name| name.as_str() != args.target);
+        let whose = name.map(|name| format!(" ({name})")).unwrap_or_default();
         writeln!(
             out,
             "revoked {}{whose} in list {}; members hear of it with their next heartbeat",

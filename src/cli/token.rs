@@ -13,6 +13,7 @@ use crate::{
 
 /// Makes, lists and takes back join tokens
 #[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Examples:\n  wiremesh token create --name worker-1 > join-token\n  wiremesh token list")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -49,7 +50,7 @@ enum Command {
     TOKEN=$(wiremesh token create --group gpu --uses 10 --url https://203.0.113.1:8080)")]
 pub struct CreateArgs {
     /// How long it may be used: 90s, 15m, 24h, 7d, 1y
-    #[arg(long, value_name = "DURATION", default_value = "24h")]
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = ttl)]
     ttl: Span,
     /// By how many machines
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
@@ -58,19 +59,25 @@ pub struct CreateArgs {
     #[arg(long)]
     name: Option<NodeName>,
     /// A group of the nodes that join with it; may be given several times
-    #[arg(long = "group")]
+    #[arg(long = "group", value_name = "GROUP")]
     groups: Vec<GroupName>,
     /// A service that they may offer; may be given several times [default: any]
-    #[arg(long = "service")]
+    #[arg(long = "service", value_name = "SERVICE")]
     services: Vec<ServiceName>,
     /// Where the coordinator is reached; may be given several times [default: its public_urls]
-    #[arg(long = "url")]
+    #[arg(long = "url", value_name = "URL")]
     urls: Vec<String>,
     /// Prints JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     at: Where,
+}
+
+/// A token that nobody could use is a slip of the finger.
+fn ttl(text: &str) -> Result<Span, String> {
+    let span = text.parse::<Span>().map_err(|bad| bad.to_string())?;
+    if span.0.is_zero() { Err("a token must live for a while".to_owned()) } else { Ok(span) }
 }
 
 /// Runs one of the token commands.

@@ -113,10 +113,12 @@ fn status(value: &Value) -> String {
         false => "dht          off: services are found through the coordinator".to_owned(),
     });
     let coordinator = &value["coordinator"];
+    let trouble = coordinator["last_error"].as_str().filter(|_| coordinator["connected"] != true);
     lines.push(format!(
-        "coordinator  {}, heard {}",
+        "coordinator  {}, heard {}{}",
         coordinator["url"].as_str().unwrap_or("none"),
         ago(&coordinator["heard_secs_ago"]),
+        trouble.map(|why| format!(": {why}")).unwrap_or_default(),
     ));
     let offered: Vec<String> = value["services"]
         .as_array()
@@ -126,7 +128,7 @@ fn status(value: &Value) -> String {
             true => {
                 format!("{} ({} running, {} waiting)", text(&service["name"]), service["running"], service["waiting"])
             }
-            false => format!("{} (not offered: its upstream does not answer)", text(&service["name"])),
+            false => format!("{} (not offered: its upstream fails the health check)", text(&service["name"])),
         })
         .collect();
     lines.push(format!("services     {}", if offered.is_empty() { "none".to_owned() } else { offered.join(", ") }));
@@ -141,8 +143,8 @@ fn peers(value: &Value) -> String {
             text(&peer["address"]),
             text(&peer["endpoint"]),
             if peer["proven"] == true { "yes" } else { "no" }.to_owned(),
-            ago(&peer["heard_age"]),
-            ago(&peer["handshake_age"]),
+            ago(&peer["heard_secs_ago"]),
+            ago(&peer["handshake_secs_ago"]),
         ]
     });
     table(&["NAME", "ADDRESS", "ENDPOINT", "CONNECTED", "HEARD", "HANDSHAKE"], rows.collect())

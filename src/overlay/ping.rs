@@ -55,7 +55,7 @@ pub enum PingFailed {
     #[error("no member has this address")]
     Unresolvable,
     /// It is our own, or none of the overlay's.
-    #[error("not the address of another node of this overlay")]
+    #[error("this is this node itself, or no address of the overlay")]
     NotAnother,
     /// [`MAX_OPEN`] others are under way.
     #[error("{MAX_OPEN} others are under way")]

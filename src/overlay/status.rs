@@ -50,9 +50,9 @@ pub struct PeerStatus {
     /// Whether it was heard from there lately.
     pub proven: bool,
     /// Since it was last heard.
-    pub heard_age: Option<f64>,
+    pub heard_secs_ago: Option<f64>,
     /// Since the last handshake succeeded.
-    pub handshake_age: Option<f64>,
+    pub handshake_secs_ago: Option<f64>,
     /// What went through.
     pub traffic: Traffic,
 }
@@ -91,8 +91,8 @@ impl Peer {
             address: self.allowed.first().map(|network| network.addr()),
             endpoint: self.path.current(),
             proven: self.path.is_proven(now),
-            heard_age: age(self.path.heard_at()),
-            handshake_age: age(self.session.established_at()),
+            heard_secs_ago: age(self.path.heard_at()),
+            handshake_secs_ago: age(self.session.established_at()),
             traffic: self.traffic,
         }
     }

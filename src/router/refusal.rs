@@ -82,6 +82,9 @@ pub enum Refusal {
     /// There is no such page.
     #[error("there is nothing at this path; services are at /service/NAME")]
     NotFound,
+    /// There is a page, and it is for another method.
+    #[error("this path is used with another method")]
+    Method,
 }
 
 impl Refusal {
@@ -100,6 +103,7 @@ impl Refusal {
             Refusal::NoProof(_) | Refusal::NoKey => StatusCode::UNAUTHORIZED,
             Refusal::Forbidden(_) => StatusCode::FORBIDDEN,
             Refusal::NotFound => StatusCode::NOT_FOUND,
+            Refusal::Method => StatusCode::METHOD_NOT_ALLOWED,
         }
     }
 
@@ -120,6 +124,7 @@ impl Refusal {
             Refusal::Forbidden(_) => "forbidden",
             Refusal::Draining => "draining",
             Refusal::NotFound => "not_found",
+            Refusal::Method => "method_not_allowed",
         }
     }
 

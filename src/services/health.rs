@@ -2,7 +2,10 @@
 //!
 //! ```text
 //! Unknown ── answered ──► Up ── refused, or two probes in a row unanswered ──► Down ── answered ──► Up
+//!    └──────────── refused, or two probes in a row unanswered ──────────────────┘
 //! ```
+
+use std::fmt;
 
 /// Probes that may go unanswered before an upstream counts as down. One slow answer of a busy upstream is no death.
 const SILENT_PROBES: u32 = 2;
@@ -20,23 +23,37 @@ pub enum Probe {
     Silent,
 }
 
+impl fmt::Display for Probe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Probe::Answered => f.write_str("its upstream answers"),
+            Probe::Failing(status) => write!(f, "its upstream answers the health check with {status}"),
+            Probe::Refused => f.write_str("nobody listens at its upstream"),
+            Probe::Silent => f.write_str("its upstream does not answer in time"),
+        }
+    }
+}
+
 /// What the probes of one service say.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ServiceHealth {
-    up: bool,
+    /// `None` before the first verdict.
+    up: Option<bool>,
     silent: u32,
 }
 
 impl ServiceHealth {
-    /// A probe ended. True if the service came up or went down by it.
+    /// A probe ended. True if it is a verdict: the first, or another than the last.
     pub fn on_probe(&mut self, probe: Probe) -> bool {
         let before = self.up;
         match probe {
-            Probe::Answered => *self = ServiceHealth { up: true, silent: 0 },
-            Probe::Refused => self.up = false,
+            Probe::Answered => *self = ServiceHealth { up: Some(true), silent: 0 },
+            Probe::Refused => self.up = Some(false),
             Probe::Failing(_) | Probe::Silent => {
-                self.silent += 1;
-                self.up &= self.silent < SILENT_PROBES;
+                self.silent = self.silent.saturating_add(1);
+                if self.silent >= SILENT_PROBES {
+                    self.up = Some(false);
+                }
             }
         }
         self.up != before
@@ -44,7 +61,7 @@ impl ServiceHealth {
 
     /// Whether requests may be sent there.
     pub fn is_up(self) -> bool {
-        self.up
+        self.up == Some(true)
     }
 }
 
@@ -69,6 +86,18 @@ mod tests {
         assert!(!health.on_probe(Probe::Silent));
         assert!(health.on_probe(Probe::Failing(500)));
         assert!(!health.is_up());
+    }
+
+    #[test]
+    fn an_upstream_that_was_never_there_is_told_of_once() {
+        let mut health = ServiceHealth::default();
+
+        assert!(health.on_probe(Probe::Refused));
+        assert!(!health.on_probe(Probe::Refused));
+
+        let mut failing = ServiceHealth::default();
+        let told = [(); 4].map(|()| failing.on_probe(Probe::Failing(501)));
+        assert_eq!(told, [false, true, false, false]);
     }
 
     #[test]

@@ -272,7 +272,10 @@ impl Shared {
         }
         let offered = self.services.iter().filter(|(_, service)| lock(&service.door).health.is_up());
         self.offered.send_replace(offered.map(|(name, _)| name.clone()).collect());
-        tracing::info!(service = %service.config.name, ?probe, "service came or went");
+        match lock(&service.door).health.is_up() {
+            true => tracing::info!(service = %service.config.name, "service is offered"),
+            false => tracing::warn!(service = %service.config.name, why = %probe, "service is not offered"),
+        }
     }
 }
 

@@ -21,7 +21,7 @@ pub struct Args {
     /// Where the private identity key goes (Ed25519, PKCS#8 PEM, mode 0600); never replaced
     #[arg(long, value_name = "FILE", default_value = "identity.key", value_parser = console::key_path)]
     out_key: PathBuf,
-    /// Where the private WireGuard key goes (as \"wg genkey\" prints it, mode 0600); never replaced
+    /// Where the private WireGuard key goes (as `wg genkey` prints it, mode 0600); never replaced
     #[arg(long, value_name = "FILE", default_value = "wireguard.key", value_parser = console::key_path)]
     out_wg_key: PathBuf,
     /// Where the two public keys go; - for standard output

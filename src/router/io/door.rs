@@ -86,11 +86,10 @@ impl Router {
 
     fn surface(&self, door: Door, report: Arc<dyn Report>, more: Pages) -> Surface {
         let shared = self.shared.clone();
-        let pages = pages(shared.clone(), report).merge(more).fallback(async || {
-            let refusal = Refusal::NotFound;
-            let body: serde_json::Value = serde_json::from_str(&refusal.body("")).unwrap_or_default();
-            (refusal.status(), Json(body))
-        });
+        let pages = pages(shared.clone(), report)
+            .merge(more)
+            .fallback(async |asked: axum::extract::Request| no_page(&Refusal::NotFound, &asked))
+            .method_not_allowed_fallback(async |asked: axum::extract::Request| no_page(&Refusal::Method, &asked));
         Surface { shared, door, pages }
     }
 }
@@ -105,10 +104,13 @@ impl Surface {
         if request.uri().path().starts_with(SERVICES) {
             return self.answer_call(request, believed).await;
         }
+        let id = self.shared.request_id(request.headers());
+        request.headers_mut().insert(headers::REQUEST_ID, id.clone());
         // The pages of an agent never fail: their error type has no value.
         let Ok(page) = self.pages.clone().oneshot(request.map(axum::body::Body::new)).await;
         let mut answer = page.map(AnswerBody::page);
         answer.headers_mut().insert(headers::WORKER, self.shared.worker_header.clone());
+        answer.headers_mut().insert(headers::REQUEST_ID, id);
         answer
     }
 
@@ -133,13 +135,11 @@ impl Surface {
     }
 
     fn keep_out(&self, refusal: &Refusal, request: &Request<Incoming>, peer: SocketAddr) -> Answer {
-        let id = headers::request_id(request.headers());
-        tracing::debug!(%peer, why = %refusal, "not let in");
-        let mut answer = refuse(refusal, id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default());
+        let id = self.shared.request_id(request.headers());
+        tracing::debug!(%peer, request = ?id, why = %refusal, "not let in");
+        let mut answer = refuse(refusal, id.to_str().unwrap_or_default());
         answer.headers_mut().insert(headers::WORKER, self.shared.worker_header.clone());
-        if let Some(id) = id {
-            answer.headers_mut().insert(headers::REQUEST_ID, id);
-        }
+        answer.headers_mut().insert(headers::REQUEST_ID, id);
         answer
     }
 
@@ -208,6 +208,13 @@ fn pages(shared: Arc<Shared>, report: Arc<dyn Report>) -> Pages {
         .route("/stats", get(stats))
         .route("/metrics", get(metrics))
         .with_state(Known { shared, report })
+}
+
+/// What is not a page, or not one that is asked for like this.
+fn no_page(refusal: &Refusal, asked: &axum::extract::Request) -> impl IntoResponse + use<> {
+    let id = headers::request_id(asked.headers());
+    let body = refusal.body(id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default());
+    (refusal.status(), [(header::CONTENT_TYPE, "application/json")], body)
 }
 
 /// Who would be asked for a service.

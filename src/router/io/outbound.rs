@@ -62,13 +62,18 @@ impl Shared {
     ) -> Answer {
         let mut ending = Ending { shared: self, told: false };
         let call = CallId::random(&mut *lock(&self.rng));
-        let request_id = headers::request_id(request.headers()).unwrap_or_else(|| header(&call.to_string()));
+        let request_id = self.request_id(request.headers());
 
         let answered = self.accept_call(request, call, request_id.clone(), header_limit, whence).await;
         ending.told = true;
         let mut answer = answered.unwrap_or_else(|refusal| self.fail(&refusal, &request_id));
         answer.headers_mut().insert(headers::REQUEST_ID, request_id);
         answer
+    }
+
+    /// The id that a request came with, or a new one.
+    pub(super) fn request_id(&self, headers: &http::HeaderMap) -> HeaderValue {
+        headers::request_id(headers).unwrap_or_else(|| header(&CallId::random(&mut *lock(&self.rng)).to_string()))
     }
 
     /// Counts a request that gets an error of ours, and makes its answer.

@@ -134,8 +134,15 @@ async fn malformed_paths_large_headers_and_unknown_pages_are_refused() {
     ] {
         let answer = get(agent.url(path)).await;
         assert_eq!(answer.status(), status, "{path}");
-        assert_eq!(json(answer).await["error"]["type"], kind);
+        let id = said(&answer, "x-request-id").to_owned();
+        let error = &json(answer).await["error"];
+        assert_eq!(error["type"], kind);
+        assert!(!id.is_empty() && error["request_id"] == id, "{path}: {error}");
     }
+    let posted = Request::post(agent.url("/health")).body(text("")).unwrap();
+    let answer = client().request(posted).await.unwrap();
+    assert_eq!(answer.status(), 405);
+    assert_eq!(json(answer).await["error"]["type"], "method_not_allowed");
     let large = Request::get(agent.url("/service/ocr")).header("x-large", "x".repeat(40_000)).body(text("")).unwrap();
     let answer = client().request(large).await.unwrap();
     assert_eq!(answer.status(), 431);
