@@ -44,7 +44,10 @@ impl Tasks {
         let running = task(stop.clone());
         self.tracker.spawn(
             async move {
-                match running.await {
+                let mut end = End { stop: stop.clone(), failed: failed.clone(), told: false };
+                let ended = running.await;
+                end.told = true;
+                match ended {
                     Ok(()) if stop.is_cancelled() => tracing::debug!("stopped"),
                     Ok(()) => {
                         failed.store(true, Ordering::Relaxed);
@@ -55,7 +58,6 @@ impl Tasks {
                         tracing::error!("failed: {error:#}");
                     }
                 }
-                stop.cancel();
             }
             .instrument(tracing::info_span!("task", task = name)),
         );
@@ -89,6 +91,23 @@ impl Tasks {
     }
 }
 
+/// The end of a task, in whatever way: one that panics says nothing, and must not be missing unnoticed.
+struct End {
+    stop: CancellationToken,
+    failed: Arc<AtomicBool>,
+    told: bool,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        if !self.told {
+            self.failed.store(true, Ordering::Relaxed);
+            tracing::error!("panicked");
+        }
+        self.stop.cancel();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,6 +122,17 @@ mod tests {
         tasks.spawn("breaks", |_| async { anyhow::bail!("disk on fire") });
 
         tasks.stopped().await;
+
+        assert!(tasks.drain(Duration::from_secs(1)).await);
+        assert!(tasks.failed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_panics_stops_the_others() {
+        let tasks = Tasks::new();
+        tasks.spawn("panics", |_| async { panic!("on purpose") });
+
+        tokio::time::timeout(Duration::from_secs(1), tasks.stopped()).await.expect("it is noticed");
 
         assert!(tasks.drain(Duration::from_secs(1)).await);
         assert!(tasks.failed());

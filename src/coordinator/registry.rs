@@ -198,8 +198,13 @@ impl Registry {
         self.unregister(identity);
         self.dirty.remove(&identity);
         if let Some(entry) = self.entries.remove(&identity) {
-            self.by_name.remove(&entry.member.name);
-            self.by_address.remove(&entry.member.address);
+            // Another may have joined under the name in between.
+            if self.by_name.get(&entry.member.name) == Some(&identity) {
+                self.by_name.remove(&entry.member.name);
+            }
+            if self.by_address.get(&entry.member.address) == Some(&identity) {
+                self.by_address.remove(&entry.member.address);
+            }
         }
     }
 

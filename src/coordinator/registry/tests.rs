@@ -106,6 +106,21 @@ fn member(node: &Node) -> Member {
 }
 
 #[test]
+fn who_is_removed_does_not_take_the_next_holder_of_its_name_along() {
+    let mut mesh = Mesh::new();
+    let (old, new) = (mesh.node(1, AllowedServices::Any), mesh.node(1, AllowedServices::Any));
+    mesh.registry.admit(member(&old));
+    mesh.registry.admit(member(&new));
+
+    mesh.registry.remove(old.verified.id());
+
+    for key in ["n001", "10.42.1.1"] {
+        let (found, _) = mesh.registry.node(&NodeKey::parse(key).unwrap()).unwrap();
+        assert_eq!(found.identity, new.verified.id(), "{key}");
+    }
+}
+
+#[test]
 fn the_least_busy_worker_comes_first() {
     let mut mesh = Mesh::new();
     mesh.worker(1, &["ocr"], 0.9, T0);
