@@ -124,10 +124,7 @@ async fn networked(command: Networked) -> Result<u8, Failure> {
         Networked::Status(args) => view::run(View::Status, &args, out).await?,
         Networked::Peers(args) => view::run(View::Peers, &args, out).await?,
         Networked::Services(args) => view::run(View::Services, &args, out).await?,
-        Networked::Call { at, call } => {
-            let (base, key) = at.api()?;
-            return call::run(&call, &base, key.as_deref().map(String::as_str), out, &mut io::stderr()).await;
-        }
+        Networked::Call { at, call } => return call::run(&call, &at.socket()?, out, &mut io::stderr()).await,
         Networked::Ping(args) => ping::run(&args, out).await?,
     }
     Ok(failure::DONE)

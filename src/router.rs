@@ -25,6 +25,7 @@ mod refusal;
 mod report;
 mod select;
 mod sse;
+mod tunnel;
 mod via;
 
 use std::{fmt, net::SocketAddr, sync::Arc};
@@ -97,7 +98,7 @@ pub struct Worker {
     pub name: NodeName,
     /// Where its agent listens inside the overlay; `None` if it carries none.
     pub overlay: Option<SocketAddr>,
-    /// The public URL that leads to its ingress.
+    /// The public URL that leads to its ingress; `None` also if it names one that leads to no other machine.
     pub tunnel: Option<TunnelUrl>,
     /// How busy it said it was.
     pub load: Load,
@@ -112,7 +113,7 @@ impl Worker {
             id: verified.id(),
             name: verified.name().clone(),
             overlay: record.overlay.then(|| SocketAddr::new(verified.address().0, overlay_port)),
-            tunnel: record.tunnel_url.clone(),
+            tunnel: record.tunnel_url.clone().filter(tunnel::leads_elsewhere),
             load: record.load,
             published_at: UnixTime(record.sequence / 1000),
         }

@@ -8,12 +8,16 @@ use std::{
 use minicbor::{Decode, Encode};
 use rand::RngCore;
 
-use crate::{Chain, IdentityKey, Payload, Refused, SignError, Signed, Trust, UnixTime, Verified, signed::BadEnvelope};
+use crate::{
+    Chain, IdentityKey, NodeId, Payload, Refused, SignError, Signed, Trust, UnixTime, Verified, signed::BadEnvelope,
+};
 
 /// How far a proof's time and ours may be apart, either way.
 pub const PROOF_LIFE: Duration = Duration::from_secs(60);
 /// Proofs remembered at once. At the bound new ones are refused until old ones end: never is a replay let through.
 pub const MAX_REMEMBERED_PROOFS: usize = 100_000;
+/// Of these, of one member: some 400 requests a second. Nobody alone can use up the room of the others.
+pub const MAX_REMEMBERED_PROOFS_OF_ONE: usize = MAX_REMEMBERED_PROOFS / 4;
 /// The authorization scheme: `Authorization: Wiremesh <base64url>`.
 pub const SCHEME: &str = "Wiremesh";
 
@@ -77,16 +81,21 @@ pub fn proof_header(
 pub struct ProofChecker {
     audience: String,
     seen: BTreeSet<[u8; 16]>,
-    /// When which nonces may be forgotten.
-    ending: BTreeMap<UnixTime, Vec<[u8; 16]>>,
+    /// When which nonces may be forgotten, and whose they are.
+    ending: BTreeMap<UnixTime, Vec<([u8; 16], NodeId)>>,
+    /// How many are remembered of each member.
+    of: BTreeMap<NodeId, usize>,
     /// The latest end of a proof that was forgotten. Should the clock be set back, those up to here stay refused.
     forgotten_until: UnixTime,
 }
 
 impl ProofChecker {
-    /// For proofs addressed to `audience`.
-    pub fn new(audience: String) -> ProofChecker {
-        ProofChecker { audience, seen: BTreeSet::new(), ending: BTreeMap::new(), forgotten_until: UnixTime(0) }
+    /// For proofs addressed to `audience` and made from `now` on: those from before may have been used already, and
+    /// whoever remembered them is gone.
+    pub fn new(audience: String, now: UnixTime) -> ProofChecker {
+        let forgotten_until = UnixTime(now.0.saturating_sub(1)).plus(PROOF_LIFE);
+        let (seen, ending, of) = (BTreeSet::new(), BTreeMap::new(), BTreeMap::new());
+        ProofChecker { audience, seen, ending, of, forgotten_until }
     }
 
     /// Who sends the request `method path`, if the `authorization` header proves it.
@@ -120,25 +129,56 @@ impl ProofChecker {
         if proof.issued_at.plus(PROOF_LIFE) <= self.forgotten_until {
             return Err(Refused::StaleProof { issued_at: proof.issued_at, now });
         }
-        self.remember(proof.nonce, proof.issued_at, now)?;
+        self.remember(proof.nonce, opened.by.id(), proof.issued_at, now)?;
         Ok(opened.by)
     }
 
-    fn remember(&mut self, nonce: [u8; 16], issued_at: UnixTime, now: UnixTime) -> Result<(), Refused> {
+    fn remember(&mut self, nonce: [u8; 16], by: NodeId, issued_at: UnixTime, now: UnixTime) -> Result<(), Refused> {
         while let Some(entry) = self.ending.first_entry().filter(|entry| *entry.key() < now) {
             self.forgotten_until = self.forgotten_until.max(*entry.key());
-            for ended in entry.remove() {
+            for (ended, by) in entry.remove() {
                 self.seen.remove(&ended);
+                match self.of.get_mut(&by) {
+                    Some(of) if *of > 1 => *of -= 1,
+                    _ => _ = self.of.remove(&by),
+                }
             }
         }
         if self.seen.contains(&nonce) {
             return Err(Refused::ReplayedProof);
         }
-        if self.seen.len() >= MAX_REMEMBERED_PROOFS {
+        let of = self.of.get(&by).copied().unwrap_or_default();
+        if self.seen.len() >= MAX_REMEMBERED_PROOFS || of >= MAX_REMEMBERED_PROOFS_OF_ONE {
             return Err(Refused::TooManyProofs);
         }
         self.seen.insert(nonce);
-        self.ending.entry(issued_at.plus(PROOF_LIFE)).or_default().push(nonce);
+        self.of.insert(by, of + 1);
+        self.ending.entry(issued_at.plus(PROOF_LIFE)).or_default().push((nonce, by));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: UnixTime = UnixTime(1_800_000_000);
+
+    #[test]
+    fn one_member_does_not_use_up_the_room_of_the_others() {
+        let mut checker = ProofChecker::new("a".to_owned(), NOW);
+        let (greedy, other) = (NodeId([1; 32]), NodeId([2; 32]));
+        let nonce = |n: usize| (n as u128).to_be_bytes();
+
+        for n in 0..MAX_REMEMBERED_PROOFS_OF_ONE {
+            checker.remember(nonce(n), greedy, NOW, NOW).unwrap();
+        }
+
+        let one_more = nonce(MAX_REMEMBERED_PROOFS_OF_ONE);
+        assert!(matches!(checker.remember(one_more, greedy, NOW, NOW), Err(Refused::TooManyProofs)));
+        assert!(checker.remember(one_more, other, NOW, NOW).is_ok());
+        let later = NOW.plus(2 * PROOF_LIFE);
+        assert!(checker.remember(nonce(0), greedy, later, later).is_ok());
+        assert_eq!((checker.of.len(), checker.seen.len()), (1, 1));
     }
 }

@@ -224,7 +224,7 @@ fn a_message_of_a_thousand_nested_arrays_takes_no_stack() {
 #[test]
 fn a_proof_is_not_believed_again_when_the_clock_is_set_back() {
     let member = member();
-    let mut checker = ProofChecker::new("a".to_owned());
+    let mut checker = ProofChecker::new("a".to_owned(), NOW);
     let header = |at| proof_header(&member.key, &member.chain, "a", "GET", "/", at, &mut rand::rng()).unwrap();
     let mut check = |header: &str, now| {
         checker.check(header, "GET", "/", &root().trust(), now).map(drop).map_err(|refused| refused.reason())
@@ -418,8 +418,8 @@ fn decode_as_everything(bytes: &[u8]) {
     let _ = SignedRecord::from_bytes(bytes).map(|signed| trust.open(&signed, NOW).is_ok());
     let _ = Signed::<RequestProof>::from_bytes(bytes).map(|signed| trust.open(&signed, NOW).is_ok());
     let _ = SignedRevocations::from_bytes(bytes).map(|signed| trust.clone().apply_revocations(&signed, NOW));
-    let _ = ProofChecker::new(String::new()).check(&text, "GET", "/", &trust, NOW);
-    let _ = ProofChecker::new(String::new()).check(&format!("Wiremesh {base64}"), "GET", "/", &trust, NOW);
+    let _ = ProofChecker::new(String::new(), NOW).check(&text, "GET", "/", &trust, NOW);
+    let _ = ProofChecker::new(String::new(), NOW).check(&format!("Wiremesh {base64}"), "GET", "/", &trust, NOW);
     let _ = format!("wm1.{base64}").parse::<JoinToken>();
     let _ = text.parse::<JoinToken>();
     let _ = IdentityKey::from_pkcs8_pem(&text);

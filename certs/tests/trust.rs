@@ -165,7 +165,7 @@ fn a_signature_for_one_type_is_none_for_another() {
 fn a_proof_is_good_for_one_request_once_for_a_minute() {
     let mesh = Mesh::new("lab");
     let node = mesh.node("worker-1", "10.42.0.7");
-    let mut checker = ProofChecker::new("coordinator.lab".to_owned());
+    let mut checker = ProofChecker::new("coordinator.lab".to_owned(), NOW);
     let header = |audience: &str, at| {
         proof_header(&node.key, &node.chain, audience, "POST", "/api/x?a=1", at, &mut rand::rng()).unwrap()
     };
@@ -186,6 +186,21 @@ fn a_proof_is_good_for_one_request_once_for_a_minute() {
     );
     assert_eq!(check("Bearer abc", "POST", "/api/x?a=1", NOW), Err("malformed"));
     assert_eq!(check("Wiremesh !!!", "POST", "/api/x?a=1", NOW), Err("malformed"));
+}
+
+#[test]
+fn a_proof_from_before_its_checker_is_not_believed_as_it_may_have_been_used() {
+    let mesh = Mesh::new("lab");
+    let node = mesh.node("worker-1", "10.42.0.7");
+    let header = |at| proof_header(&node.key, &node.chain, "a", "POST", "/", at, &mut rand::rng()).unwrap();
+    let started_at = NOW.plus(Duration::from_secs(10));
+    let mut restarted = ProofChecker::new("a".to_owned(), started_at);
+    let mut check = |header: &str| {
+        restarted.check(header, "POST", "/", &mesh.trust, started_at).map(drop).map_err(|refused| refused.reason())
+    };
+
+    assert_eq!(check(&header(NOW.plus(Duration::from_secs(9)))), Err("stale_proof"));
+    assert_eq!(check(&header(started_at)), Ok(()));
 }
 
 #[test]

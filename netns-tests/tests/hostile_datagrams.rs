@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -61,6 +61,25 @@ fn a_peer_speaks_for_its_own_address_and_no_other() {
         })?;
         session.send(&udp_packet(own, victim_ip, b"honest again")?)?;
         assert_eq!(received(&listener)?.as_deref(), Some(&b"honest again"[..]));
+        Ok(())
+    });
+}
+
+#[test]
+fn the_overlay_address_is_not_reachable_through_the_underlay() {
+    story_within(LIMIT, |lab| {
+        let coordinator = lab.coordinator()?;
+        let victim = lab.node("victim")?.join(&coordinator)?;
+        let neighbour = lab.bare_node("neighbour")?;
+        let overlay_ip = victim.overlay_ip()?;
+        neighbour.default_route(victim.node.address())?;
+
+        let api = SocketAddr::new(overlay_ip, 8000);
+        let connected = neighbour.run(|| TcpStream::connect_timeout(&api, Duration::from_secs(2)))?;
+        anyhow::ensure!(connected.is_err(), "connected to {api} without WireGuard");
+        // It is the address that is not reachable, not the machine.
+        let echo = victim.node.run(|| TcpListener::bind((victim.node.address(), 7000)))??;
+        neighbour.run(|| TcpStream::connect_timeout(&echo.local_addr()?, Duration::from_secs(2)))??;
         Ok(())
     });
 }

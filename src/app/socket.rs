@@ -1,4 +1,4 @@
-//! The agent's Unix socket: what `wiremesh status`, `peers`, `services` and `ping` ask. Mode 0600; HTTP and JSON.
+//! The agent's Unix socket, mode 0600: the local API, and what `wiremesh status`, `peers`, `services` and `ping` ask.
 
 use std::{os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
@@ -14,7 +14,6 @@ use serde_json::{Value, json};
 use tokio::net::UnixListener;
 
 use super::view::View;
-use crate::task::CancellationToken;
 
 /// The socket's name in the state directory.
 pub const SOCKET: &str = "agent.sock";
@@ -37,20 +36,14 @@ pub async fn bind(state_dir: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Answers until `stop`.
-pub async fn serve(listener: UnixListener, view: Arc<View>, stop: CancellationToken) -> anyhow::Result<()> {
-    let path = listener.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned));
-    let router = Router::new()
+/// The views, for beside the local API.
+pub fn pages(view: Arc<View>) -> Router {
+    Router::new()
         .route("/status", get(async |State(view): State<Arc<View>>| Json(view.status().await)))
         .route("/peers", get(async |State(view): State<Arc<View>>| Json(view.peers().await)))
         .route("/services", get(async |State(view): State<Arc<View>>| Json(view.services().await)))
         .route("/ping/{to}", post(ping))
-        .with_state(view);
-    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await?;
-    if let Some(path) = path {
-        let _ = std::fs::remove_file(path);
-    }
-    Ok(())
+        .with_state(view)
 }
 
 async fn ping(State(view): State<Arc<View>>, UrlPath(to): UrlPath<String>) -> Response {

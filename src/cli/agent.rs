@@ -1,13 +1,8 @@
 //! `wiremesh agent`, and how the other commands find the one that runs.
 
-use std::{
-    net::{Ipv4Addr, Ipv6Addr},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use wiremesh_certs::files;
-use zeroize::Zeroizing;
 
 use super::failure::Failure;
 use crate::{
@@ -70,17 +65,6 @@ impl Where {
             return Ok(state_dir.clone());
         }
         Ok(read(layers(self)?)?.state_dir)
-    }
-
-    /// Where the agent that is meant answers clients of this machine, and the key it asks of them.
-    pub fn api(&self) -> Result<(String, Option<Zeroizing<String>>), Failure> {
-        let api = read(layers(self)?)?.api;
-        let key = api.key_file.map(|path| files::read_secret(&path)).transpose().context("reading api.key_file")?;
-        let mut listen = api.listen;
-        if listen.ip().is_unspecified() {
-            listen.set_ip(if listen.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
-        }
-        Ok((format!("http://{listen}"), key))
     }
 
     /// The socket of the agent that is meant.

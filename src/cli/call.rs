@@ -2,6 +2,7 @@
 
 use std::{
     io::Write,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -11,22 +12,20 @@ use futures::TryStreamExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::body::{Frame, Incoming};
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::TokioExecutor,
-};
+use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio_util::io::ReaderStream;
 
-use super::failure::{DONE, FAILED, Failure, NOT_SO};
+use super::{
+    failure::{DONE, FAILED, Failure, NOT_SO},
+    socket,
+};
 use crate::clock;
 
 /// With `--json` the answer is collected, up to this.
 const MAX_JSON_BYTES: usize = 16 * 1024 * 1024;
 /// Uploads are read in pieces of this size.
 const PIECE_BYTES: usize = 64 * 1024;
-/// The agent is a process of this machine.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Sends a request to a service of the mesh and streams the answer
 #[derive(Clone, Debug, clap::Args)]
@@ -63,22 +62,14 @@ fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     Ok((name, HeaderValue::try_from(value.trim()).map_err(|error| error.to_string())?))
 }
 
-/// Sends the request to the agent's API at `base`, "http://127.0.0.1:8000", with its `key` if it asks for one. The answer
-/// goes to `out`, the route to `err`.
+/// Sends the request through the agent at `socket`. The answer goes to `out`, the route to `err`.
 /// The exit code is 2 if nobody offers the service, 1 if the answer is an error.
-pub async fn run(
-    args: &Args,
-    base: &str,
-    key: Option<&str>,
-    out: &mut impl Write,
-    err: &mut impl Write,
-) -> Result<u8, Failure> {
-    let base = base.trim_end_matches('/');
+pub async fn run(args: &Args, socket: &Path, out: &mut impl Write, err: &mut impl Write) -> Result<u8, Failure> {
     if args.explain {
-        return explain(args, base, key, out).await;
+        return explain(args, socket, out).await;
     }
     let began_at = clock::now();
-    let answer = send(request(args, base).await?, base, key).await?;
+    let answer = send(request(args).await?, socket).await?;
     let first_byte = clock::now().saturating_duration_since(began_at);
     let route = Route::of(&answer, first_byte);
     if args.verbose {
@@ -98,7 +89,7 @@ pub async fn run(
     Ok(exit)
 }
 
-async fn request(args: &Args, base: &str) -> Result<Request<Body>, Failure> {
+async fn request(args: &Args) -> Result<Request<Body>, Failure> {
     let body = match args.data.as_deref() {
         None => full(Bytes::new()),
         Some("@-") => piecewise(tokio::io::stdin()),
@@ -113,7 +104,7 @@ async fn request(args: &Args, base: &str) -> Result<Request<Body>, Failure> {
     let method = args.method.clone().unwrap_or(if args.data.is_some() { Method::POST } else { Method::GET });
     let mut request = Request::builder()
         .method(method)
-        .uri(format!("{base}/service/{}", args.target.trim_start_matches('/')))
+        .uri(format!("/service/{}", args.target.trim_start_matches('/')))
         .body(body)
         .map_err(|error| Failure::usage(anyhow!("{:?} is no service and path: {error}", args.target)))?;
     for (name, value) in &args.headers {
@@ -132,20 +123,14 @@ fn piecewise(reader: impl tokio::io::AsyncRead + Send + Sync + 'static) -> Body 
     StreamBody::new(ReaderStream::with_capacity(reader, PIECE_BYTES).map_ok(Frame::data)).boxed()
 }
 
-async fn send(mut request: Request<Body>, base: &str, key: Option<&str>) -> Result<Response<Incoming>, Failure> {
-    if let Some(key) = key {
-        let mut value = HeaderValue::try_from(format!("Bearer {}", key.trim())).context("the API key")?;
-        value.set_sensitive(true);
-        request.headers_mut().entry(http::header::AUTHORIZATION).or_insert(value);
-    }
-    let mut connector = HttpConnector::new();
-    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    let client: Client<_, Body> = Client::builder(TokioExecutor::new()).build(connector);
-    client.request(request).await.map_err(|error| {
-        let is_connect = error.is_connect();
-        let failure = Failure::from(anyhow::Error::new(error).context(format!("could not ask the agent at {base}")));
-        if is_connect { failure.hint("is it running? start it: wiremesh agent") } else { failure }
-    })
+#[expect(clippy::disallowed_methods, reason = "the connection ends with the command")]
+async fn send(mut request: Request<Body>, socket: &Path) -> Result<Response<Incoming>, Failure> {
+    request.headers_mut().entry(http::header::HOST).or_insert(HeaderValue::from_static("localhost"));
+    let stream = socket::connect(socket).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    // It ends with the answer; what goes wrong on it shows in the answer too.
+    drop(tokio::task::spawn(connection));
+    Ok(sender.send_request(request).await.context("could not ask the agent")?)
 }
 
 /// Which way a request took, as the agent tells it.
@@ -278,12 +263,12 @@ fn exit_of<B>(answer: &Response<B>) -> u8 {
     }
 }
 
-async fn explain(args: &Args, base: &str, key: Option<&str>, out: &mut impl Write) -> Result<u8, Failure> {
+async fn explain(args: &Args, socket: &Path, out: &mut impl Write) -> Result<u8, Failure> {
     let service = args.target.trim_start_matches('/').split(['/', '?']).next().unwrap_or_default();
-    let request = Request::get(format!("{base}/routes/{service}"))
+    let request = Request::get(format!("/routes/{service}"))
         .body(full(Bytes::new()))
         .map_err(|_| Failure::usage(anyhow!("{service:?} is no service")))?;
-    let answer = send(request, base, key).await?;
+    let answer = send(request, socket).await?;
     if !answer.status().is_success() {
         return Err(refusal(answer, FAILED).await);
     }
@@ -332,10 +317,10 @@ mod tests {
     }
 
     /// An agent that gives one answer to everything and remembers the request.
-    async fn agent(answer: &'static str) -> (String, tokio::sync::oneshot::Receiver<String>) {
+    async fn agent(answer: &'static str) -> (tempfile::TempDir, tokio::sync::oneshot::Receiver<String>) {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let base = format!("http://{}", listener.local_addr().unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        let listener = tokio::net::UnixListener::bind(folder.path().join("agent.sock")).unwrap();
         let (seen, request) = tokio::sync::oneshot::channel();
         std::mem::drop(tokio::task::spawn_local(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
@@ -347,15 +332,15 @@ mod tests {
             stream.write_all(answer.as_bytes()).await.unwrap();
             let _ = seen.send(String::from_utf8_lossy(&bytes[..read]).into_owned());
         }));
-        (base, request)
+        (folder, request)
     }
 
     async fn call(line: &[&str], answer: &'static str) -> (Result<u8, Failure>, String, String, String) {
         tokio::task::LocalSet::new()
             .run_until(async {
-                let (base, request) = agent(answer).await;
+                let (folder, request) = agent(answer).await;
                 let (mut out, mut err) = (Vec::new(), Vec::new());
-                let ended = run(&args(line), &base, None, &mut out, &mut err).await;
+                let ended = run(&args(line), &folder.path().join("agent.sock"), &mut out, &mut err).await;
                 let text = |bytes| String::from_utf8(bytes).unwrap();
                 (ended, text(out), text(err), request.await.unwrap())
             })

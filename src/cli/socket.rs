@@ -27,6 +27,11 @@ pub async fn post<T: DeserializeOwned>(socket: &Path, path: &str, body: &impl Se
     ask(socket, Method::POST, path, serde_json::to_vec(body)?.into()).await
 }
 
+/// A connection, or what to do to get one.
+pub async fn connect(socket: &Path) -> Result<UnixStream, Failure> {
+    UnixStream::connect(socket).await.map_err(|error| cannot_connect(socket, error))
+}
+
 async fn ask<T: DeserializeOwned>(socket: &Path, method: Method, path: &str, body: Bytes) -> Result<T, Failure> {
     let (status, answer) = tokio::time::timeout(TIMEOUT, exchange(socket, method, path, body))
         .await
@@ -48,7 +53,7 @@ async fn ask<T: DeserializeOwned>(socket: &Path, method: Method, path: &str, bod
 }
 
 async fn exchange(socket: &Path, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), Failure> {
-    let stream = UnixStream::connect(socket).await.map_err(|error| cannot_connect(socket, error))?;
+    let stream = connect(socket).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request = Request::builder()
         .method(method)

@@ -87,7 +87,7 @@ impl Bucket {
 }
 
 /// One household of IPv6 has 2^64 addresses and is one source.
-fn network_of(source: IpAddr) -> IpAddr {
+pub fn network_of(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) & !u128::from(u64::MAX)).into()),
         v4 @ IpAddr::V4(_) => v4,

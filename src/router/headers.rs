@@ -72,7 +72,12 @@ pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     let asked = headers.get_all(header::CONNECTION).iter().any(|value| {
         value.to_str().is_ok_and(|text| text.split(',').any(|token| token.trim().eq_ignore_ascii_case("upgrade")))
     });
-    if asked { headers.get(header::UPGRADE).cloned() } else { None }
+    // Within HTTP/2 requests would reach the service past us: unread paths, and whatever they say in our headers.
+    let is_http = |value: &&HeaderValue| {
+        let text = value.to_str().unwrap_or_default().to_ascii_lowercase();
+        text.split(',').any(|protocol| protocol.trim() == "h2c" || protocol.trim().starts_with("http/"))
+    };
+    if asked { headers.get(header::UPGRADE).filter(|value| !is_http(value)).cloned() } else { None }
 }
 
 /// The next hop gets a `host` of its own; the client's stands in `x-forwarded-host`.
@@ -137,6 +142,9 @@ mod tests {
         assert!(upgrade(&map(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")])).is_some());
         assert!(upgrade(&map(&[("upgrade", "websocket")])).is_none());
         assert!(upgrade(&map(&[("connection", "upgrade")])).is_none());
+        for http in ["h2c", "HTTP/2.0", "websocket, H2C"] {
+            assert!(upgrade(&map(&[("connection", "upgrade, http2-settings"), ("upgrade", http)])).is_none(), "{http}");
+        }
     }
 
     #[test]

@@ -5,12 +5,14 @@
 
 mod answer;
 mod attempt;
+mod believed;
 mod door;
 mod heard;
 mod outbound;
 mod overlay;
 mod prober;
 mod replay;
+mod resolve;
 mod serve;
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "what a test starts ends with its runtime")]
@@ -38,7 +40,7 @@ pub use replay::REPLAY_BUFFER_BYTES;
 pub use serve::{MAX_CONNECTIONS, serve};
 use wiremesh_certs::NodeName;
 
-use self::{overlay::Pool, replay::AttemptBody};
+use self::{overlay::Pool, replay::AttemptBody, resolve::Resolver};
 use super::{Calls, Counters, Find, Health, Prove};
 use crate::{clock, services};
 
@@ -77,8 +79,8 @@ impl Router {
     /// A router that knows these parts.
     pub fn new(parts: Parts) -> anyhow::Result<Router> {
         let worker_header = http::HeaderValue::try_from(parts.name.as_str())?;
-        let upstreams = client(CONNECT_TIMEOUT, UPSTREAM_IDLE_FOR)?;
-        let tunnels = client(TUNNEL_CONNECT_TIMEOUT, TUNNEL_IDLE_FOR)?;
+        let upstreams = client(Resolver::anywhere(), CONNECT_TIMEOUT, UPSTREAM_IDLE_FOR)?;
+        let tunnels = client(Resolver::elsewhere(), TUNNEL_CONNECT_TIMEOUT, TUNNEL_IDLE_FOR)?;
         Ok(Router {
             shared: Arc::new(Shared {
                 worker_header,
@@ -118,7 +120,7 @@ impl Router {
     }
 }
 
-type HttpClient = Client<HttpsConnector<HttpConnector>, AttemptBody>;
+type HttpClient = Client<HttpsConnector<HttpConnector<Resolver>>, AttemptBody>;
 
 /// What all requests share.
 struct Shared {
@@ -153,12 +155,16 @@ impl Shared {
 
 /// A client over HTTP/1.1, one connection per request in flight: no request shares the fate of another, and a connection
 /// can become something else.
-fn client(connect_timeout: std::time::Duration, idle_for: std::time::Duration) -> anyhow::Result<HttpClient> {
+fn client(
+    resolver: Resolver,
+    connect_timeout: std::time::Duration,
+    idle_for: std::time::Duration,
+) -> anyhow::Result<HttpClient> {
     let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()?
         .with_webpki_roots()
         .with_no_client_auth();
-    let mut tcp = HttpConnector::new();
+    let mut tcp = HttpConnector::new_with_resolver(resolver);
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(connect_timeout));

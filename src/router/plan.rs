@@ -36,7 +36,7 @@ pub enum Next {
     Try(Candidate),
     /// Nobody is left, and surely nobody executed it.
     NobodyLeft,
-    /// Somebody may have executed it: no further attempt is safe.
+    /// Nobody is left, or none that it would be safe to try: somebody may have executed it.
     Uncertain,
 }
 
@@ -47,14 +47,29 @@ pub struct Plan {
     left: Vec<Candidate>,
     repeatable: bool,
     attempts: usize,
-    /// The worker that may have executed the call, as long as it has not said otherwise.
+    /// The worker that alone may be tried again, because it may have executed the call.
     uncertain: Option<usize>,
+    /// Whether the call may have been executed, by whom, as long as they have not said otherwise.
+    unsure_of: Vec<By>,
+}
+
+/// Who may have executed a call.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum By {
+    Us,
+    Worker(usize),
 }
 
 impl Plan {
     /// `ordered` by [`super::order`]; `repeatable` as in [`super::Needs`].
     pub fn new(ordered: Vec<Candidate>, repeatable: bool) -> Plan {
-        Plan { left: ordered, repeatable, attempts: 0, uncertain: None }
+        Plan { left: ordered, repeatable, attempts: 0, uncertain: None, unsure_of: Vec::new() }
+    }
+
+    /// A service of this node was tried before, and may have executed the call.
+    pub fn after_us(mut self) -> Plan {
+        self.unsure_of.push(By::Us);
+        self
     }
 
     /// The first attempt.
@@ -64,11 +79,15 @@ impl Plan {
 
     /// What follows the failure of `tried`. `body_intact`: the body can be sent again from its beginning.
     pub fn after(&mut self, tried: Candidate, failure: Failure, body_intact: bool) -> Next {
+        if matches!(failure, Failure::Uncertain | Failure::Interrupted) {
+            self.unsure_of.push(By::Worker(tried.worker));
+        }
         match failure {
             Failure::Refused => {
                 self.left.retain(|candidate| candidate.worker != tried.worker);
                 // It knows the call, and its word covers the attempt before this one too.
                 self.uncertain = self.uncertain.filter(|&worker| worker != tried.worker);
+                self.unsure_of.retain(|&by| by != By::Worker(tried.worker));
             }
             Failure::Interrupted => {
                 self.left.retain(|candidate| candidate.worker != tried.worker);
@@ -109,7 +128,7 @@ impl Plan {
     }
 
     fn end(&self) -> Next {
-        if self.uncertain.is_some() { Next::Uncertain } else { Next::NobodyLeft }
+        if self.unsure_of.is_empty() { Next::NobodyLeft } else { Next::Uncertain }
     }
 }
 
@@ -173,6 +192,19 @@ mod tests {
         assert_eq!(post().after(way(0, Path::Overlay), Failure::Interrupted, true), Next::Uncertain);
         let next = plan(true).after(way(0, Path::Overlay), Failure::Interrupted, true);
         assert_eq!(next, Next::Try(way(1, Path::Overlay)));
+    }
+
+    #[test]
+    fn an_idempotent_request_that_may_have_been_executed_does_not_end_as_if_it_had_not() {
+        let mut plan = plan(true);
+
+        let mut next = plan.after(way(0, Path::Overlay), Failure::Uncertain, true);
+        while let Next::Try(tried) = next {
+            next = plan.after(tried, Failure::Unreachable, true);
+        }
+
+        assert_eq!(next, Next::Uncertain);
+        assert_eq!(Plan::new(Vec::new(), true).after_us().first(), Next::Uncertain);
     }
 
     #[test]

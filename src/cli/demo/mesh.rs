@@ -161,13 +161,16 @@ impl Mesh {
         let program = std::env::current_exe()?;
         let (program, folder) = (program.display(), self.folder.display());
         writeln!(out, "\nThe mesh is still running. From another terminal:\n")?;
-        for command in
-            ["status", "peers", "call words/ --data 'to be or not to be'", "call primes/ --data 600851475143"]
-        {
+        for command in ["status", "peers", "services", "ping beta", "call words --data 'to be or not to be' -v"] {
             let (name, rest) = command.split_once(' ').unwrap_or((command, ""));
             let line = format!("  {program} {name} --config {folder}/alpha/agent.toml {rest}");
             writeln!(out, "{}", line.trim_end())?;
         }
+        // Alpha's loopback is the sandbox's own; its socket is a file.
+        writeln!(
+            out,
+            "  curl --unix-socket {folder}/alpha/state/agent.sock http://alpha/service/primes -d 600851475143"
+        )?;
         writeln!(out, "\nLogs: {folder}/*.log\nCtrl-C ends it and removes everything.")?;
         out.flush()
     }

@@ -15,7 +15,10 @@ use super::{
     metrics::Metrics,
     store::{Grant, Store, StoreError},
 };
-use crate::coordinator::{Config, limiter::Limiter, registry::Registry};
+use crate::{
+    clock,
+    coordinator::{Config, limiter::Limiter, registry::Registry},
+};
 
 /// One coordinator.
 pub struct Shared {
@@ -53,7 +56,7 @@ impl Shared {
         Shared {
             admin_key_hash: Sha256::digest(admin_key.trim().as_bytes()).into(),
             registry: Mutex::new(Registry::new(config.heartbeat_interval)),
-            proofs: Mutex::new(ProofChecker::new(crate::api::audience(trust.mesh()))),
+            proofs: Mutex::new(ProofChecker::new(crate::api::audience(trust.mesh()), clock::unix())),
             limiter: Mutex::new(Limiter::new()),
             revocations: ArcSwapOption::empty(),
             rng: Mutex::new(rng),

@@ -46,7 +46,21 @@ impl Handle {
 
     /// Who offers `service`: from memory at once, or found out. `None` if nobody does. Our own record is among the
     /// workers if we offer it.
+    ///
+    /// **Invariant:** nobody whose certificate is revoked or over is in an answer, however fresh the memory of it is.
     pub async fn find(&self, service: &ServiceName) -> Option<Answer> {
+        let mut answer = self.find_anyone(service).await?;
+        let (trust, unix) = (self.shared.trust.current(), clock::unix());
+        answer.workers.retain(|entry| entry.is_believed(&trust, unix));
+        (!answer.workers.is_empty()).then_some(answer)
+    }
+
+    /// Forgets at once whoever is no longer believed. To be called when revocations have changed.
+    pub fn trust_changed(&self) {
+        self.shared.sweep();
+    }
+
+    async fn find_anyone(&self, service: &ServiceName) -> Option<Answer> {
         let (asked, told, wait) = {
             let mut memory = self.shared.memory();
             let asked = memory.fingers.ask(service, clock::unix(), clock::now());

@@ -274,6 +274,22 @@ async fn without_the_table_the_coordinator_is_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_worker_is_not_offered_from_memory_with_or_without_the_table() {
+    let lab = Lab::new();
+    let worker = lab.mesh.node(7);
+    lab.coordinator.tell("ocr", worker.sign(&["ocr"], 1, clock::unix().plus(LIFE)));
+    let settings = Settings { table: false, ..lab.settings(OverlayIp([127, 0, 10, 1].into())) };
+    let a = lab.start(&lab.mesh, lab.mesh.node(1), &settings);
+    assert!(a.handle.find(&service("ocr")).await.is_some());
+
+    lab.mesh.revoke(RevocationList { number: 1, serials: [].into(), identities: [worker.id()].into() });
+
+    assert!(a.handle.find(&service("ocr")).await.is_none());
+    a.handle.trust_changed();
+    assert_eq!((a.handle.status().services, a.handle.status().records), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn while_the_table_knows_nobody_the_coordinator_is_asked_and_then_the_table_again() {
     let lab = Lab::new();
     let (a, b) = (lab.member(1), lab.member(2));

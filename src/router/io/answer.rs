@@ -2,6 +2,7 @@
 
 use std::{
     error::Error,
+    future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -27,7 +28,16 @@ const LAST_WORDS_LEAVE_IN: Duration = Duration::from_millis(100);
 pub type Answer = Response<AnswerBody>;
 
 /// What our server sends.
-pub struct AnswerBody(Kind);
+pub struct AnswerBody(Kind, Bounds);
+
+/// What an answer ends with, and what it keeps until its end.
+#[derive(Default)]
+struct Bounds {
+    /// Aborts the answer when it is over.
+    until: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    /// Kept, not read.
+    _kept: Option<Box<dyn Send>>,
+}
 
 enum Kind {
     Ready(Option<Bytes>),
@@ -38,18 +48,34 @@ enum Kind {
 impl AnswerBody {
     /// A few bytes at once.
     pub fn bytes(bytes: impl Into<Bytes>) -> AnswerBody {
-        AnswerBody(Kind::Ready(Some(bytes.into()).filter(|bytes| !bytes.is_empty())))
+        AnswerBody::of(Kind::Ready(Some(bytes.into()).filter(|bytes| !bytes.is_empty())))
     }
 
     /// A page of the API.
     pub fn page(body: axum::body::Body) -> AnswerBody {
-        AnswerBody(Kind::Page(body))
+        AnswerBody::of(Kind::Page(body))
     }
 
     /// What an upstream or a worker sends. `held` is given up at its end. With `events` a break says why.
     pub(super) fn stream(body: Incoming, held: Held, events: Option<Events>, interrupted: Counter) -> AnswerBody {
         let stream = Stream { body: Some(body), held: Some(held), events, breaking: None, interrupted };
-        AnswerBody(Kind::Stream(Box::new(stream)))
+        AnswerBody::of(Kind::Stream(Box::new(stream)))
+    }
+
+    /// The same, aborted if it still runs when `over` ends.
+    pub(super) fn until(mut self, over: impl Future<Output = ()> + Send + 'static) -> AnswerBody {
+        self.1.until = Some(Box::pin(over));
+        self
+    }
+
+    /// The same; `kept` is given up at its end.
+    pub(super) fn keeping(mut self, kept: impl Send + 'static) -> AnswerBody {
+        self.1._kept = Some(Box::new(kept));
+        self
+    }
+
+    fn of(kind: Kind) -> AnswerBody {
+        AnswerBody(kind, Bounds::default())
     }
 }
 
@@ -155,6 +181,12 @@ impl Body for AnswerBody {
     type Error = Failed;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failed>>> {
+        if let Some(over) = &mut self.1.until
+            && over.as_mut().poll(context).is_ready()
+        {
+            *self = AnswerBody::bytes("");
+            return Poll::Ready(Some(Err("who asked is no longer a member".into())));
+        }
         match &mut self.0 {
             Kind::Ready(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Kind::Page(body) => Pin::new(body).poll_frame(context).map_err(Into::into),

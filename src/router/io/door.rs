@@ -17,7 +17,10 @@ use wiremesh_certs::{NodeId, ProofChecker, TrustStore};
 use super::{
     Router, Shared,
     answer::{Answer, AnswerBody, refuse},
+    believed::Believed,
     lock,
+    outbound::Whence,
+    serve::Connections,
 };
 use crate::{
     clock,
@@ -77,7 +80,7 @@ impl Router {
 
     /// The surface where the tunnel of `node` ends: every request needs a proof of membership.
     pub fn ingress(&self, node: NodeId, trust: Arc<TrustStore>, report: Arc<dyn Report>) -> Surface {
-        let checker = Mutex::new(ProofChecker::new(node.to_hex()));
+        let checker = Mutex::new(ProofChecker::new(node.to_hex(), clock::unix()));
         self.surface(Door::Ingress(Box::new((checker, trust))), report, Pages::new())
     }
 
@@ -94,20 +97,12 @@ impl Router {
 impl Surface {
     /// Answers one request from `peer`.
     pub async fn answer(&self, mut request: Request<Incoming>, peer: SocketAddr) -> Answer {
-        if let Err(refusal) = self.let_in(&mut request, peer) {
-            let id = self.shared.request_id(request.headers());
-            tracing::debug!(%peer, request = ?id, why = %refusal, "not let in");
-            let mut answer = refuse(&refusal, id.to_str().unwrap_or_default());
-            answer.headers_mut().insert(headers::WORKER, self.shared.worker_header.clone());
-            answer.headers_mut().insert(headers::REQUEST_ID, id);
-            return answer;
-        }
+        let believed = match self.let_in(&mut request, peer) {
+            Ok(believed) => believed,
+            Err(refusal) => return self.keep_out(&refusal, &request, peer),
+        };
         if request.uri().path().starts_with(SERVICES) {
-            let limit = match self.door {
-                Door::Local(_) => MAX_HEADER_BYTES,
-                Door::Overlay(_) | Door::Ingress(_) => MAX_HEADER_BYTES + ADDED_BY_US_BYTES,
-            };
-            return self.shared.answer_call(request, limit).await;
+            return self.answer_call(request, believed).await;
         }
         let id = self.shared.request_id(request.headers());
         request.headers_mut().insert(headers::REQUEST_ID, id.clone());
@@ -119,23 +114,53 @@ impl Surface {
         answer
     }
 
-    fn let_in(&self, request: &mut Request<Incoming>, peer: SocketAddr) -> Result<(), Refusal> {
+    /// Whether this door leads to other nodes, each of whom is to have its share of it.
+    pub(super) fn is_shared_by_members(&self) -> bool {
+        matches!(self.door, Door::Overlay(_))
+    }
+
+    async fn answer_call(&self, mut request: Request<Incoming>, believed: Option<Believed>) -> Answer {
+        let (limit, whence) = match self.door {
+            Door::Local(_) => (MAX_HEADER_BYTES, Whence::Client),
+            Door::Overlay(_) | Door::Ingress(_) => (MAX_HEADER_BYTES + ADDED_BY_US_BYTES, Whence::Member),
+        };
+        let Some(believed) = believed else { return self.shared.answer_call(request, limit, whence).await };
+        if let Some(connections) = request.extensions_mut().get_mut::<Connections>() {
+            connections.believed = Some(believed.clone());
+        }
+        tokio::select! {
+            answer = self.shared.answer_call(request, limit, whence) => answer.map(|body| body.until(believed.over())),
+            () = believed.clone().over() => refuse(&Refusal::Interrupted("who asked is no longer a member".into()), ""),
+        }
+    }
+
+    fn keep_out(&self, refusal: &Refusal, request: &Request<Incoming>, peer: SocketAddr) -> Answer {
+        let id = self.shared.request_id(request.headers());
+        tracing::debug!(%peer, request = ?id, why = %refusal, "not let in");
+        let mut answer = refuse(refusal, id.to_str().unwrap_or_default());
+        answer.headers_mut().insert(headers::WORKER, self.shared.worker_header.clone());
+        answer.headers_mut().insert(headers::REQUEST_ID, id);
+        answer
+    }
+
+    /// Who came in by a proof is named, as it may stay only as long as that is believed.
+    fn let_in(&self, request: &mut Request<Incoming>, peer: SocketAddr) -> Result<Option<Believed>, Refusal> {
         match &self.door {
-            Door::Local(None) => Ok(()),
+            Door::Local(None) => Ok(None),
             Door::Local(Some(key)) => {
                 if matches!(request.uri().path(), "/health/live" | "/health/ready") {
-                    return Ok(());
+                    return Ok(None);
                 }
                 if !key.opens(request.headers().get(header::AUTHORIZATION)) {
                     return Err(Refusal::NoKey);
                 }
                 // It is ours: no upstream is to see it.
                 request.headers_mut().remove(header::AUTHORIZATION);
-                Ok(())
+                Ok(None)
             }
             Door::Overlay(network) => {
                 if network.contains(&peer.ip().to_canonical()) {
-                    return Ok(());
+                    return Ok(None);
                 }
                 Err(Refusal::Forbidden("only members of the mesh, from their overlay address".into()))
             }
@@ -154,7 +179,7 @@ impl Surface {
                 if let Some(own) = headers.remove(headers::AUTHORIZATION) {
                     headers.insert(header::AUTHORIZATION, own);
                 }
-                Ok(())
+                Ok(Some(Believed::new(member, trust.clone())))
             }
         }
     }

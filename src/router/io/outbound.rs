@@ -29,6 +29,15 @@ const FIND_TIMEOUT: Duration = Duration::from_secs(8);
 /// Workers of one service that are considered for one request.
 const MAX_WORKERS: usize = 64;
 
+/// By whom a request was sent to us.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Whence {
+    /// A program that uses the mesh through us.
+    Client,
+    /// Another node. Its request has crossed the mesh and does not cross it again, whether or not it says so itself.
+    Member,
+}
+
 /// Counts how a request ends, also if it is dropped before it does.
 struct Ending<'a> {
     shared: &'a Shared,
@@ -45,12 +54,17 @@ impl Drop for Ending<'_> {
 
 impl Shared {
     /// Answers a request below `/service/`. The door has checked who asks.
-    pub(super) async fn answer_call(self: &Arc<Shared>, request: Request<Incoming>, header_limit: usize) -> Answer {
+    pub(super) async fn answer_call(
+        self: &Arc<Shared>,
+        request: Request<Incoming>,
+        header_limit: usize,
+        whence: Whence,
+    ) -> Answer {
         let mut ending = Ending { shared: self, told: false };
         let call = CallId::random(&mut *lock(&self.rng));
         let request_id = self.request_id(request.headers());
 
-        let answered = self.accept_call(request, call, request_id.clone(), header_limit).await;
+        let answered = self.accept_call(request, call, request_id.clone(), header_limit, whence).await;
         ending.told = true;
         let mut answer = answered.unwrap_or_else(|refusal| self.fail(&refusal, &request_id));
         answer.headers_mut().insert(headers::REQUEST_ID, request_id);
@@ -78,6 +92,7 @@ impl Shared {
         call: CallId,
         request_id: HeaderValue,
         header_limit: usize,
+        whence: Whence,
     ) -> Result<Answer, Refusal> {
         let arrived_at = clock::now();
         if self.is_draining() {
@@ -112,7 +127,7 @@ impl Shared {
         };
         let turn = turn.zip(parts.extensions.get::<Connections>().cloned());
         let in_flight = InFlight::new(&self.counters.in_flight);
-        if to_client {
+        if to_client && whence == Whence::Client {
             self.route(outgoing, turn, in_flight).await
         } else {
             lock(&self.calls).begin(via.call, arrived_at).map_err(|_| Refusal::Duplicate)?;
@@ -227,6 +242,9 @@ impl Shared {
         let service = &outgoing.needs.service;
         let found = self.find(service).await;
         let mut plan = Plan::new(self.candidates(&found.workers), outgoing.needs.repeatable);
+        if matches!(&not_here, NotHere::Failed(Failed { failure: Failure::Uncertain, .. })) {
+            plan = plan.after_us();
+        }
         let mut full = match &not_here {
             NotHere::Full(after) => Some(*after),
             NotHere::NotOffered | NotHere::Failed(_) => None,

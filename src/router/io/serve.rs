@@ -3,7 +3,17 @@
 //! On leaving, no connection is accepted any more, HTTP/2 peers get a GOAWAY, idle connections close, answers in flight
 //! end. What has not ended after the grace is aborted.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use http::Request;
 use hyper::{body::Incoming, service::service_fn};
@@ -12,18 +22,26 @@ use hyper_util::{
     server::conn::auto,
 };
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::Semaphore,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Surface,
+    believed::Believed,
+    lock,
     overlay::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, STREAM_WINDOW_BYTES},
 };
 
 /// Connections of one listener. Beyond, they wait in the kernel's queue until one ends.
 pub const MAX_CONNECTIONS: usize = 4096;
+/// Connections from one overlay address: far more than an agent opens, and too few to keep the others out.
+pub const MAX_CONNECTIONS_PER_MEMBER: usize = 256;
+/// A connection on which nothing was asked for so long is closed, whatever else it says. Longer than other agents keep
+/// an unused one, so that it is they who close.
+const IDLE_FOR: Duration = Duration::from_secs(120);
 /// Requests at once on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 256;
 /// How long a connection may be idle, or take for the headers of a request.
@@ -47,18 +65,54 @@ pub(super) struct Connections {
     pub tracker: TaskTracker,
     /// Cancelled when the grace is over.
     pub killed: CancellationToken,
+    /// Who sent the request, if that has to stay believed.
+    pub believed: Option<Believed>,
+}
+
+/// Where connections come from.
+pub trait Listen: Send + Sync {
+    /// A connection.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// Waits for the next connection, and says where it is from.
+    fn next(&self) -> impl Future<Output = io::Result<(Self::Stream, SocketAddr)>> + Send;
+}
+
+impl Listen for TcpListener {
+    type Stream = TcpStream;
+
+    async fn next(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        let (stream, peer) = self.accept().await?;
+        // All are optimisations; a socket that refuses them is as good.
+        let _ = stream.set_nodelay(true);
+        let socket = socket2::SockRef::from(&stream);
+        let _ = socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(KEEPALIVE_AFTER));
+        let _ = socket.set_tcp_notsent_lowat(UNSENT_BYTES);
+        Ok((stream, peer))
+    }
+}
+
+impl Listen for UnixListener {
+    type Stream = UnixStream;
+
+    /// Whoever opens the socket is on this machine.
+    async fn next(&self) -> io::Result<(UnixStream, SocketAddr)> {
+        let (stream, _) = self.accept().await?;
+        Ok((stream, (Ipv4Addr::LOCALHOST, 0).into()))
+    }
 }
 
 /// Serves `surface` on `listener` until `stop`, then lets what is in flight end for at most `grace`.
 pub async fn serve(
-    listener: TcpListener,
+    listener: impl Listen,
     surface: Surface,
     stop: CancellationToken,
     grace: Duration,
 ) -> anyhow::Result<()> {
     let surface = Arc::new(surface);
-    let connections = Connections { tracker: TaskTracker::new(), killed: CancellationToken::new() };
+    let connections = Connections { tracker: TaskTracker::new(), killed: CancellationToken::new(), believed: None };
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let sources = Sources::default();
     loop {
         let place = tokio::select! {
             () = stop.cancelled() => break,
@@ -66,14 +120,22 @@ pub async fn serve(
         };
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
+            accepted = listener.next() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
-                let serving = connection(stream, surface.clone(), connections.clone(), stop.clone());
+            Ok((stream, peer)) => {
+                let source = match surface.is_shared_by_members() {
+                    true => sources.enter(peer.ip().to_canonical()),
+                    false => Some(Source::default()),
+                };
+                let Some(source) = source else {
+                    tracing::debug!(%peer, "has connections enough");
+                    continue;
+                };
+                let serving = connection(stream, peer, surface.clone(), connections.clone(), stop.clone());
                 connections.tracker.spawn(async move {
                     serving.await;
-                    drop(place);
+                    drop((place, source));
                 });
             }
             Err(error) => {
@@ -92,19 +154,23 @@ pub async fn serve(
     Ok(())
 }
 
-async fn connection(stream: TcpStream, surface: Arc<Surface>, connections: Connections, stop: CancellationToken) {
-    let Ok(peer) = stream.peer_addr() else { return };
-    // Both are optimisations; a socket that refuses them is as good.
-    let _ = stream.set_nodelay(true);
-    let socket = socket2::SockRef::from(&stream);
-    let _ = socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(KEEPALIVE_AFTER));
-    let _ = socket.set_tcp_notsent_lowat(UNSENT_BYTES);
-
+async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    peer: SocketAddr,
+    surface: Arc<Surface>,
+    connections: Connections,
+    stop: CancellationToken,
+) {
     let for_requests = connections.clone();
+    // One more holds it for each request until the end of its answer.
+    let busy = Arc::new(AtomicUsize::new(0));
+    let asked = busy.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         let surface = surface.clone();
         request.extensions_mut().insert(for_requests.clone());
-        async move { Ok::<_, Infallible>(surface.answer(request, peer).await) }
+        asked.fetch_add(1, Ordering::Relaxed);
+        let kept = asked.clone();
+        async move { Ok::<_, Infallible>(surface.answer(request, peer).await.map(|body| body.keeping(kept))) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
@@ -126,6 +192,11 @@ async fn connection(stream: TcpStream, surface: Arc<Surface>, connections: Conne
 
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
+        () = idle(&busy) => {
+            tracing::trace!(%peer, "nothing asked for long");
+            serving.as_mut().graceful_shutdown();
+            tokio::time::timeout(HEADERS_WITHIN, serving.as_mut()).await.unwrap_or(Ok(()))
+        }
         () = stop.cancelled() => {
             serving.as_mut().graceful_shutdown();
             tokio::select! {
@@ -136,5 +207,52 @@ async fn connection(stream: TcpStream, surface: Arc<Surface>, connections: Conne
     };
     if let Err(error) = ended {
         tracing::trace!(%peer, %error, "connection ended");
+    }
+}
+
+/// Ends when nothing was asked for [`IDLE_FOR`] and nothing is being answered.
+async fn idle(busy: &Arc<AtomicUsize>) {
+    /// Ours, and the one that makes the others.
+    const NOBODYS: usize = 2;
+    let mut asked_before = None;
+    loop {
+        let asked = busy.load(Ordering::Relaxed);
+        if asked_before == Some(asked) && Arc::strong_count(busy) <= NOBODYS {
+            return;
+        }
+        asked_before = Some(asked);
+        tokio::time::sleep(IDLE_FOR).await;
+    }
+}
+
+/// How many connections each source has.
+#[derive(Clone, Default)]
+struct Sources(Arc<Mutex<BTreeMap<IpAddr, usize>>>);
+
+impl Sources {
+    /// One more, if it has not enough.
+    fn enter(&self, from: IpAddr) -> Option<Source> {
+        let mut sources = lock(&self.0);
+        let open = sources.entry(from).or_default();
+        if *open >= MAX_CONNECTIONS_PER_MEMBER {
+            return None;
+        }
+        *open += 1;
+        Some(Source(Some((self.clone(), from))))
+    }
+}
+
+/// The place of one connection among its source's, until dropped. Of no source in particular, it counts nowhere.
+#[derive(Default)]
+struct Source(Option<(Sources, IpAddr)>);
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        let Some((sources, from)) = self.0.take() else { return };
+        let mut sources = lock(&sources.0);
+        match sources.get_mut(&from) {
+            Some(open) if *open > 1 => *open -= 1,
+            _ => _ = sources.remove(&from),
+        }
     }
 }

@@ -3,11 +3,12 @@
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
-use super::serve::Connections;
+use super::{believed::Believed, serve::Connections};
 
 /// Joins the client's side and the worker's once both have switched. `held` is given up at the end.
 pub(super) fn splice(ours: OnUpgrade, theirs: OnUpgrade, connections: Connections, held: impl Send + 'static) {
     let killed = connections.killed.clone();
+    let believed = connections.believed.clone();
     connections.tracker.spawn(async move {
         let _held = held;
         let passing = async {
@@ -16,8 +17,17 @@ pub(super) fn splice(ours: OnUpgrade, theirs: OnUpgrade, connections: Connection
             passed.map_err(anyhow::Error::from)
         };
         tokio::select! {
+            () = over(believed) => tracing::debug!("upgraded connection cut"),
             () = killed.cancelled() => tracing::debug!("upgraded connection aborted: the drain is over"),
             passed = passing => tracing::debug!(?passed, "upgraded connection ended"),
         }
     });
+}
+
+/// Never, for whoever came in by another way than a proof.
+async fn over(believed: Option<Believed>) {
+    match believed {
+        Some(believed) => believed.over().await,
+        None => std::future::pending().await,
+    }
 }

@@ -4,7 +4,7 @@ use http::Request;
 use wiremesh_certs::proof_header;
 
 use super::mesh::*;
-use crate::clock;
+use crate::{clock, router::io::serve::MAX_CONNECTIONS_PER_MEMBER};
 
 #[tokio::test]
 async fn the_ingress_refuses_what_is_not_proved_with_its_reason() {
@@ -69,6 +69,92 @@ async fn a_revoked_member_is_known_and_not_let_in() {
 
     assert_eq!(answer.status(), 403);
     assert_eq!(json(answer).await["error"]["type"], "forbidden");
+}
+
+#[tokio::test]
+async fn a_member_that_is_revoked_while_it_is_answered_through_the_ingress_is_cut_off() {
+    let mesh = Mesh::new();
+    let endless = upstream(async |_: Request<_>| {
+        let (pieces, body) = piped();
+        tokio::task::spawn(async move {
+            while pieces.send(Ok("x".into())).await.is_ok() {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        });
+        Ok(http::Response::new(body))
+    })
+    .await;
+    let worker = mesh.agent("bob", 3, Service::ocr(endless)).await;
+    let (key, chain) = mesh.member("carol", 4);
+    let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(9);
+    let proof =
+        proof_header(&key, &chain, &worker.id.to_hex(), "GET", "/service/ocr", clock::unix(), &mut rng).unwrap();
+    let request = Request::get(format!("http://{}/service/ocr", worker.ingress)).header("authorization", proof);
+    let mut answer = client().request(request.body(text("")).unwrap()).await.unwrap().into_body();
+    assert!(http_body_util::BodyExt::frame(&mut answer).await.unwrap().is_ok());
+
+    mesh.revoke(&key);
+
+    let cut = async { while let Some(Ok(_)) = http_body_util::BodyExt::frame(&mut answer).await {} };
+    tokio::time::timeout(std::time::Duration::from_secs(5), cut).await.expect("the answer is cut");
+}
+
+#[tokio::test]
+async fn a_request_that_came_through_the_mesh_is_not_sent_on_also_without_the_header_that_says_so() {
+    let mesh = Mesh::new();
+    let (address, count) = named("there").await;
+    let worker = mesh.agent("bob", 3, Service::ocr(address)).await;
+    let relay = mesh.agent("alice", 2, None).await;
+    relay.knows([worker.worker()]);
+    let (key, chain) = mesh.member("carol", 4);
+    let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(9);
+    let proof = proof_header(&key, &chain, &relay.id.to_hex(), "GET", "/service/ocr", clock::unix(), &mut rng).unwrap();
+
+    let by_overlay = get(format!("http://{}/service/ocr", relay.overlay)).await;
+    let request = Request::get(format!("http://{}/service/ocr", relay.ingress)).header("authorization", proof);
+    let by_ingress = client().request(request.body(text("")).unwrap()).await.unwrap();
+
+    assert_eq!((by_overlay.status().as_u16(), by_ingress.status().as_u16()), (503, 503));
+    assert_eq!(count.load(std::sync::atomic::Ordering::SeqCst), 0);
+    assert_eq!(get(relay.url("/service/ocr")).await.status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_on_which_nothing_is_asked_gives_its_place_up() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mesh = Mesh::new();
+    let agent = mesh.agent("alice", 2, None).await;
+
+    // Nothing at all, and the beginning of what could become either version of HTTP.
+    for beginning in ["", "P", "PRI * HTTP/2.0", "GET / HTTP/1.1\r\n"] {
+        let mut stream = tokio::net::TcpStream::connect(agent.local).await.unwrap();
+        stream.write_all(beginning.as_bytes()).await.unwrap();
+
+        let closed = tokio::time::timeout(std::time::Duration::from_secs(600), stream.read(&mut [0; 256])).await;
+        assert!(closed.is_ok(), "{beginning:?}");
+    }
+}
+
+#[tokio::test]
+async fn one_member_does_not_take_all_places_of_the_overlay_door() {
+    use tokio::io::AsyncReadExt;
+    let mesh = Mesh::new();
+    let agent = mesh.agent("alice", 2, None).await;
+    let mut greedy = Vec::new();
+    for _ in 0..MAX_CONNECTIONS_PER_MEMBER {
+        greedy.push(tokio::net::TcpStream::connect(agent.overlay).await.unwrap());
+    }
+
+    let mut one_more = tokio::net::TcpStream::connect(agent.overlay).await.unwrap();
+    assert_eq!(one_more.read(&mut [0; 1]).await.unwrap(), 0);
+
+    greedy.pop();
+    let freed = async {
+        while client().get(format!("http://{}/health", agent.overlay).parse().unwrap()).await.is_err() {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(5), freed).await.expect("a place is free again");
 }
 
 #[tokio::test]

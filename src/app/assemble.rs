@@ -1,0 +1,187 @@
+//! The agent's parts, made in order and joined.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use anyhow::Context;
+use rand::{SeedableRng, rngs::StdRng};
+use tokio::{
+    net::{TcpListener, TcpSocket, UnixListener},
+    sync::Notify,
+};
+use wiremesh_certs::{Verified, files};
+
+use super::{
+    Agent,
+    adapters::{self, Coordinator, Pages, PhoneBook},
+    glue::{self, Recorder},
+    members, options,
+    record::Author,
+    socket,
+    view::View,
+};
+use crate::{
+    cli::failure::Failure, clock, config::Config, directory, membership, overlay, router, services, task::Tasks,
+};
+
+/// Connections that wait in the kernel to be accepted.
+const LISTEN_BACKLOG: u32 = 1024;
+
+/// Makes the parts and joins them; the agent answers when this returns. The overlay gets tasks of its own, `ground`: it is
+/// stopped after all others.
+pub async fn start(config: &Config, tasks: &Tasks, ground: &Tasks, started_at: Instant) -> Result<Agent, Failure> {
+    let rng = StdRng::try_from_os_rng().context("the system gives no random numbers")?;
+    let settings = options::membership(config)?;
+    let (member, session) = membership::io::load_or_join(&settings, rng).await.map_err(not_joined)?;
+    let own = member.verified.clone();
+    let socket = socket::bind(&config.state_dir).await?;
+
+    let (overlay, events) = match config.overlay.enabled {
+        true => {
+            let settings = options::overlay(config, &member);
+            let (handle, events) = overlay::start(settings, ground).await.map_err(without_overlay)?;
+            (Some(handle), Some(events))
+        }
+        false => (None, None),
+    };
+    let services = services::io::start(options::services(config)?, tasks)?;
+    let author = Author::new(member.identity.clone(), own.clone(), config.api.tunnel_url.clone(), overlay.is_some());
+    let recorder = Arc::new(Recorder {
+        author,
+        overlay: overlay.clone(),
+        services: services.clone(),
+        leaving: AtomicBool::new(false),
+    });
+    let directory = directory::start(
+        &options::directory(config, own.address(), overlay.as_ref()),
+        member.trust.clone(),
+        &member.identity,
+        own.chain(),
+        Arc::new(Coordinator(member.client.clone())),
+        tasks,
+    )
+    .map_err(anyhow::Error::from)?;
+    directory.add_contacts(&members::records_of(&member.seeds));
+
+    let renewed = Arc::new(Notify::new());
+    glue::start(&recorder, events, &directory, &renewed, tasks);
+    let membership = members::start(config, session, &recorder, &directory, &member.trust, renewed, tasks);
+    let router = router::io::Router::new(router::io::Parts {
+        name: own.name().clone(),
+        services,
+        directory: Arc::new(PhoneBook {
+            directory: directory.clone(),
+            me: own.id(),
+            overlay_port: config.api.overlay_port,
+        }),
+        prove: adapters::prove(member.identity.clone(), recorder.clone()),
+        overlay: overlay.is_some(),
+        seed: rand::random(),
+    })?;
+    let prober = router.clone();
+    tasks.spawn("router", |stop| prober.run(stop));
+
+    let view = Arc::new(View {
+        recorder,
+        directory,
+        membership,
+        router: router.clone(),
+        trust: member.trust.clone(),
+        listen: config.api.listen,
+        ingress: config.api.ingress,
+        started_at,
+        ready: AtomicBool::new(false),
+    });
+    let listeners = listen(config, &own, &router, &view, socket, overlay.is_some()).await?;
+    view.ready.store(true, Ordering::Relaxed);
+    let took = clock::now().saturating_duration_since(started_at);
+    tracing::info!(listen = %config.api.listen, ?took, "ready");
+    Ok(Agent { view, router, listeners })
+}
+
+/// Opens all listeners and starts answering on them.
+async fn listen(
+    config: &Config,
+    own: &Verified,
+    router: &router::io::Router,
+    view: &Arc<View>,
+    socket: UnixListener,
+    overlay: bool,
+) -> Result<Tasks, Failure> {
+    let listeners = Tasks::new();
+    let report: Arc<dyn router::Report> = Arc::new(Pages(view.clone()));
+    let trust = view.trust.clone();
+    let key = match &config.api.key_file {
+        Some(path) => Some(router::io::ApiKey::new(&files::read_secret(path).context("reading api.key_file")?)),
+        None => None,
+    };
+    let grace = config.drain_grace;
+    let private = router.local(None, report.clone(), socket::pages(view.clone()));
+    listeners.spawn("socket", |stop| router::io::serve(socket, private, stop, grace));
+    let local = router.local(key, report.clone(), axum::Router::new());
+    let mut surfaces = vec![("local API", config.api.listen, None, local)];
+    if overlay {
+        let address = SocketAddr::new(own.address().0, config.api.overlay_port);
+        let surface = router.overlay(trust.current().network(), report.clone(), axum::Router::new());
+        surfaces.push(("overlay API", address, Some(config.overlay.interface.as_str()), surface));
+    }
+    if let Some(address) = config.api.ingress {
+        surfaces.push(("ingress", address, None, router.ingress(own.id(), trust, report)));
+    }
+    for (name, address, device, surface) in surfaces {
+        let listener =
+            open(address, device).with_context(|| format!("listening on {address} ({name})")).map_err(|error| {
+                Failure::from(error).hint("is another program using the port? see [api] in the configuration")
+            })?;
+        listeners.spawn(name, |stop| router::io::serve(listener, surface, stop, grace));
+    }
+    Ok(listeners)
+}
+
+/// A listener; with a `device`, for what arrives through that alone. Linux takes a packet for any of its addresses on any
+/// interface: without this a neighbour in the underlay who sends us packets for our overlay address would be connected.
+fn open(address: SocketAddr, device: Option<&str>) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    if let Some(device) = device {
+        socket.bind_device(Some(device.as_bytes()))?;
+    }
+    socket.bind(address)?;
+    socket.listen(LISTEN_BACKLOG)
+}
+
+fn not_joined(error: anyhow::Error) -> Failure {
+    let hint = error.downcast_ref::<membership::io::JoinRefused>().and_then(|refused| refused.hint());
+    match hint.map(str::to_owned) {
+        Some(hint) => Failure::from(error).hint(hint),
+        None => Failure::from(error),
+    }
+}
+
+fn without_overlay(error: anyhow::Error) -> Failure {
+    let cause = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
+    let hint = match cause {
+        Some(std::io::ErrorKind::AddrInUse) => {
+            "another program, or another agent, uses this port: name another one as [overlay] listen_port"
+        }
+        Some(std::io::ErrorKind::AlreadyExists) => {
+            "another interface has the overlay's network: one agent for each machine or network namespace, and no VPN \
+             with the same addresses"
+        }
+        Some(std::io::ErrorKind::ResourceBusy) => {
+            "another program, or another agent, has this interface: name another one as [overlay] interface"
+        }
+        _ => {
+            "it needs /dev/net/tun and the capability NET_ADMIN; with overlay.enabled = false other nodes are reached \
+             by their tunnel URLs alone"
+        }
+    };
+    Failure::from(error.context("the overlay could not start")).hint(hint)
+}
