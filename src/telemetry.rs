@@ -18,6 +18,6 @@ pub fn start() {
     let _ = if std::io::stderr().is_terminal() {
         registry.with(layer.with_target(false)).try_init()
     } else {
-        registry.with(layer.json().flatten_event(true)).try_init()
+        registry.with(layer.json().flatten_event(true).with_current_span(false)).try_init()
     };
 }

@@ -45,3 +45,32 @@ fn an_agent_is_looked_at_and_used_through_its_socket() {
         Ok(())
     });
 }
+
+#[test]
+fn a_second_agent_on_a_machine_is_refused_and_the_first_keeps_its_route() {
+    story(|lab| {
+        let coordinator = lab.coordinator()?;
+        let first = lab.node("first")?.join(&coordinator)?;
+        let other = lab.node("other")?.join(&coordinator)?;
+        assert_eq!(other.command(&["ping", "first"])?.status.code(), Some(0));
+        let token = lab.folder("second")?.join("token");
+        std::fs::write(&token, coordinator.token()?)?;
+
+        let second = lab
+            .wiremesh(&first.node)?
+            .args(["agent", "--name", "second", "--listen", "127.0.0.1:8009", "--state-dir"])
+            .arg(lab.folder("second")?.join("state"))
+            .arg("--join-token-file")
+            .arg(&token)
+            .env("WIREMESH_OVERLAY__INTERFACE", "wiremesh1")
+            .env("WIREMESH_OVERLAY__LISTEN_PORT", "51821")
+            .output()?;
+
+        let said = String::from_utf8_lossy(&second.stderr);
+        assert_eq!(second.status.code(), Some(1), "{said}");
+        assert!(said.contains("hint: another interface has the overlay's network"), "{said}");
+        assert_eq!(other.command(&["ping", "first"])?.status.code(), Some(0));
+        assert_eq!(first.command(&["ping", "other"])?.status.code(), Some(0));
+        Ok(())
+    });
+}

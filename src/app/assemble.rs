@@ -166,8 +166,22 @@ fn not_joined(error: anyhow::Error) -> Failure {
 }
 
 fn without_overlay(error: anyhow::Error) -> Failure {
-    Failure::from(error.context("the overlay could not start")).hint(
-        "it needs /dev/net/tun and the capability NET_ADMIN; with overlay.enabled = false other nodes are reached by \
-         their tunnel URLs alone",
-    )
+    let cause = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
+    let hint = match cause {
+        Some(std::io::ErrorKind::AddrInUse) => {
+            "another program, or another agent, uses this port: name another one as [overlay] listen_port"
+        }
+        Some(std::io::ErrorKind::AlreadyExists) => {
+            "another interface has the overlay's network: one agent for each machine or network namespace, and no VPN \
+             with the same addresses"
+        }
+        Some(std::io::ErrorKind::ResourceBusy) => {
+            "another program, or another agent, has this interface: name another one as [overlay] interface"
+        }
+        _ => {
+            "it needs /dev/net/tun and the capability NET_ADMIN; with overlay.enabled = false other nodes are reached \
+             by their tunnel URLs alone"
+        }
+    };
+    Failure::from(error.context("the overlay could not start")).hint(hint)
 }

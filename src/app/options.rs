@@ -24,7 +24,12 @@ pub fn membership(config: &Config) -> Result<membership::io::Settings, Failure> 
         .map(|text| text.parse::<JoinToken>())
         .transpose()
         .map_err(|bad| Failure::usage(bad).hint("make one with: wiremesh token create, on the coordinator"))?;
+    let token_file = match &config.join_token {
+        Some(JoinTokenSource::File(path)) => Some(path.clone()),
+        Some(JoinTokenSource::Text(_)) | None => None,
+    };
     Ok(membership::io::Settings {
+        token_file,
         state_dir: config.state_dir.clone(),
         name: config.name.clone(),
         token,

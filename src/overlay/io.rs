@@ -90,12 +90,14 @@ pub async fn start(settings: Settings, tasks: &Tasks) -> anyhow::Result<(Handle,
     let interfaces = links.interfaces().await.context("listing network interfaces")?;
     let fixed_mtu = mtu.map(|mtu| mtu.max(endpoints::MIN_MTU));
     let mtu = fixed_mtu.unwrap_or_else(|| endpoints::overlay_mtu(&interfaces, &interface, families));
-    let tun = TunDevice::create(&interface).with_context(|| {
-        format!("creating the TUN device {interface} (it needs /dev/net/tun and the capability CAP_NET_ADMIN)")
-    })?;
+    // Without the device there is no overlay: what was begun ends quietly, the error says all.
+    let tun = TunDevice::create(&interface)
+        .inspect_err(|_| tasks.stop())
+        .with_context(|| format!("creating the TUN device {interface}"))?;
     links
         .set_up(&interface, address, &network, mtu)
         .await
+        .inspect_err(|_| tasks.stop())
         .with_context(|| format!("setting up {interface} with {address} in {network}"))?;
     tracing::info!(%interface, %address, mtu, listen_port, "overlay is up");
 

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
-    net::{IpAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -95,6 +95,11 @@ impl Mesh {
         let mut offered = wiremesh(&node)?;
         offered.args(["demo-service", service, "--listen", &format!("127.0.0.1:{SERVICE_PORT}")]);
         self.start(service, offered)?;
+        // An agent that finds nobody at its upstream would look again only seconds later.
+        self.wait(&format!("{service} listens"), service, || {
+            node.run(|| TcpStream::connect((Ipv4Addr::LOCALHOST, SERVICE_PORT)))??;
+            Ok(())
+        })?;
         let mut agent = wiremesh(&node)?;
         agent.arg("agent").arg("--config").arg(folder.join("agent.toml"));
         self.start(name, agent)?;
@@ -102,6 +107,8 @@ impl Mesh {
         self.wait(&format!("{name} is ready"), name, || {
             let answer = request::get(&node, API_PORT, "/health/ready")?;
             anyhow::ensure!(answer.status == 200, "{}", answer.text());
+            let health: serde_json::Value = serde_json::from_slice(&request::get(&node, API_PORT, "/health")?.body)?;
+            anyhow::ensure!(health["services"][0] == service, "{service} is not offered: {health}");
             Ok(())
         })?;
         let health: serde_json::Value = serde_json::from_slice(&request::get(&node, API_PORT, "/health")?.body)?;

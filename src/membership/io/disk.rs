@@ -50,7 +50,9 @@ impl StateDir {
             .with_context(|| format!("could not open {}", lock_path.display()))?;
         match lock.try_lock() {
             Ok(()) => Ok(StateDir { path: path.to_owned(), _lock: lock }),
-            Err(TryLockError::WouldBlock) => bail!("another agent runs on {}", path.display()),
+            Err(TryLockError::WouldBlock) => {
+                bail!("another agent runs on {}; stop it, or give this one a state_dir of its own", path.display())
+            }
             Err(TryLockError::Error(error)) => {
                 Err(error).with_context(|| format!("could not lock {}", lock_path.display()))
             }

@@ -40,6 +40,8 @@ pub struct Settings {
     pub name: NodeName,
     /// Needed until it has joined.
     pub token: Option<JoinToken>,
+    /// Where the token was looked for, if in a file.
+    pub token_file: Option<PathBuf>,
     /// Coordinators besides those of the token.
     pub coordinators: Vec<String>,
 }
@@ -75,6 +77,9 @@ pub enum JoinRefused {
     /// There is nothing to join with.
     #[error("this machine has not joined a mesh yet, and there is no join token")]
     NoToken,
+    /// The file that is to hold it is not there.
+    #[error("this machine has not joined a mesh yet, and there is no join token: {} does not exist", .0.display())]
+    NoTokenFile(PathBuf),
     /// The certificate on disk is over.
     #[error("this machine's certificate ended at {0}, and there is no join token to join again with")]
     Ended(UnixTime),
@@ -90,6 +95,7 @@ impl JoinRefused {
             JoinRefused::NoToken | JoinRefused::Ended(_) => {
                 Some("make one on the coordinator (wiremesh token create) and set join_token_file")
             }
+            JoinRefused::NoTokenFile(_) => Some("make one on the coordinator (wiremesh token create) and put it there"),
         }
     }
 }
@@ -106,7 +112,10 @@ pub async fn load_or_join(settings: &Settings, mut rng: StdRng) -> anyhow::Resul
     let (trust, verified, seeds) = match known {
         Some(known) => known,
         None => {
-            let token = settings.token.as_ref().ok_or(JoinRefused::NoToken)?;
+            let token = settings.token.as_ref().ok_or_else(|| match &settings.token_file {
+                Some(path) => JoinRefused::NoTokenFile(path.clone()),
+                None => JoinRefused::NoToken,
+            })?;
             join(&disk, settings, token, &identity, &wg, &mut rng).await?
         }
     };
@@ -119,7 +128,13 @@ pub async fn load_or_join(settings: &Settings, mut rng: StdRng) -> anyhow::Resul
     let (seed, client_rng) = (rng.next_u64(), StdRng::from_rng(&mut rng));
     let client = Client::new(identity.clone(), verified.clone(), trust.clone(), coordinators, client_rng)?;
     let network = trust.current().network();
-    tracing::info!(name = %verified.name(), address = %verified.address(), until = %verified.not_after(), "member");
+    tracing::info!(
+        name = %verified.name(),
+        mesh = %trust.current().mesh(),
+        address = %verified.address(),
+        until = %verified.not_after(),
+        "member of the mesh"
+    );
     let member = Member { identity, wg, verified, trust, network, seeds: seeds.seeds.clone(), client };
     let session = Session::new(member.clone(), disk, seeds, seed);
     Ok((member, session))

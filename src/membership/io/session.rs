@@ -288,7 +288,7 @@ impl Session {
             status.last_error = Some(error.to_string());
             was_connected
         };
-        let hint = error.hint().unwrap_or_default();
+        let hint = error.hint();
         // Once at WARN, then quietly: an outage is one event, however long.
         if self.heartbeat.failures() == 1 {
             tracing::warn!(why = %error, hint, "heartbeat was not taken; the mesh goes on without the coordinator");

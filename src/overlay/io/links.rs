@@ -49,6 +49,7 @@ impl Links {
         ])?;
         tasks.spawn("overlay-netlink", |stop| async move {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => {}
                 () = connection => anyhow::bail!("the netlink socket closed"),
             }
@@ -135,8 +136,8 @@ impl Links {
             .output_interface(index)
             .pref_source(address.0)?
             .build();
-        self.handle.route().add(route).replace().execute().await.context("adding the route")?;
-        Ok(())
+        // Not `replace`: that would take the route from another agent or VPN of this machine and leave it without one.
+        self.handle.route().add(route).execute().await.map_err(as_io).with_context(|| format!("the route to {network}"))
     }
 
     /// Changes our interface's MTU.
@@ -161,5 +162,13 @@ impl Links {
         let mut links = self.handle.link().get().match_name(name.to_owned()).execute();
         let link = links.try_next().await?.with_context(|| format!("there is no interface {name}"))?;
         Ok(link.header.index)
+    }
+}
+
+/// The kernel's answer as what it is.
+fn as_io(error: rtnetlink::Error) -> std::io::Error {
+    match error {
+        rtnetlink::Error::NetlinkError(said) => said.to_io(),
+        other => std::io::Error::other(other),
     }
 }
