@@ -58,7 +58,7 @@ pub use self::{
     batch::Transmit,
     dropped::{Counters, Dropped, Traffic},
     endpoints::{Interface, MAX_ENDPOINTS},
-    io::{Handle, Settings, start},
+    io::{Handle, Settings, check, start},
     members::NotAPeer,
     peer::{Left, PeerSource},
     peers::MAX_PEERS,

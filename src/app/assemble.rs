@@ -39,6 +39,12 @@ const LISTEN_BACKLOG: u32 = 1024;
 pub async fn start(config: &Config, tasks: &Tasks, ground: &Tasks, started_at: Instant) -> Result<Agent, Failure> {
     let rng = StdRng::try_from_os_rng().context("the system gives no random numbers")?;
     let settings = options::membership(config)?;
+    // What can fail here must not cost a join token, which is good for one join.
+    if config.overlay.enabled {
+        overlay::check(&config.overlay.interface, config.overlay.listen_port).map_err(without_overlay)?;
+    }
+    let api = Bound::to("local API", config.api.listen, None)?;
+    let ingress = config.api.ingress.map(|address| Bound::to("ingress", address, None)).transpose()?;
     let (member, session) = membership::io::load_or_join(&settings, rng).await.map_err(not_joined)?;
     let own = member.verified.clone();
     let socket = socket::bind(&config.state_dir).await?;
@@ -99,62 +105,95 @@ pub async fn start(config: &Config, tasks: &Tasks, ground: &Tasks, started_at: I
         started_at,
         ready: AtomicBool::new(false),
     });
-    let listeners = listen(config, &own, &router, &view, socket, overlay.is_some()).await?;
+    let overlay_api = match overlay.is_some() {
+        true => {
+            let address = SocketAddr::new(own.address().0, config.api.overlay_port);
+            Some(Bound::to("overlay API", address, Some(&config.overlay.interface))?)
+        }
+        false => None,
+    };
+    let listeners = serve(config, &own, &router, &view, Listeners { socket, api, overlay_api, ingress })?;
     view.ready.store(true, Ordering::Relaxed);
     let took = clock::now().saturating_duration_since(started_at);
     tracing::info!(listen = %config.api.listen, ?took, "ready");
     Ok(Agent { view, router, listeners })
 }
 
-/// Opens all listeners and starts answering on them.
-async fn listen(
+/// Where requests come in.
+struct Listeners {
+    socket: UnixListener,
+    api: Bound,
+    overlay_api: Option<Bound>,
+    ingress: Option<Bound>,
+}
+
+/// Starts answering on all listeners.
+fn serve(
     config: &Config,
     own: &Verified,
     router: &router::io::Router,
     view: &Arc<View>,
-    socket: UnixListener,
-    overlay: bool,
+    listeners: Listeners,
 ) -> Result<Tasks, Failure> {
-    let listeners = Tasks::new();
+    let Listeners { socket, api, overlay_api, ingress } = listeners;
+    let (tasks, grace) = (Tasks::new(), config.drain_grace);
     let report: Arc<dyn router::Report> = Arc::new(Pages(view.clone()));
     let trust = view.trust.clone();
     let key = match &config.api.key_file {
         Some(path) => Some(router::io::ApiKey::new(&files::read_secret(path).context("reading api.key_file")?)),
         None => None,
     };
-    let grace = config.drain_grace;
     let private = router.local(None, report.clone(), socket::pages(view.clone()));
-    listeners.spawn("socket", |stop| router::io::serve(socket, private, stop, grace));
+    tasks.spawn("socket", |stop| router::io::serve(socket, private, stop, grace));
     let local = router.local(key, report.clone(), axum::Router::new());
-    let mut surfaces = vec![("local API", config.api.listen, None, local)];
-    if overlay {
-        let address = SocketAddr::new(own.address().0, config.api.overlay_port);
+    let api = api.listen()?;
+    tasks.spawn("local API", |stop| router::io::serve(api, local, stop, grace));
+    if let Some(bound) = overlay_api {
+        let listener = bound.listen()?;
         let surface = router.overlay(trust.current().network(), report.clone(), axum::Router::new());
-        surfaces.push(("overlay API", address, Some(config.overlay.interface.as_str()), surface));
+        tasks.spawn("overlay API", |stop| router::io::serve(listener, surface, stop, grace));
     }
-    if let Some(address) = config.api.ingress {
-        surfaces.push(("ingress", address, None, router.ingress(own.id(), trust, report)));
+    if let Some(bound) = ingress {
+        let listener = bound.listen()?;
+        let surface = router.ingress(own.id(), trust, report);
+        tasks.spawn("ingress", |stop| router::io::serve(listener, surface, stop, grace));
     }
-    for (name, address, device, surface) in surfaces {
-        let listener =
-            open(address, device).with_context(|| format!("listening on {address} ({name})")).map_err(|error| {
-                Failure::from(error).hint("is another program using the port? see [api] in the configuration")
-            })?;
-        listeners.spawn(name, |stop| router::io::serve(listener, surface, stop, grace));
-    }
-    Ok(listeners)
+    Ok(tasks)
 }
 
-/// A listener; with a `device`, for what arrives through that alone. Linux takes a packet for any of its addresses on any
-/// interface: without this a neighbour in the underlay who sends us packets for our overlay address would be connected.
-fn open(address: SocketAddr, device: Option<&str>) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    socket.set_reuseaddr(true)?;
-    if let Some(device) = device {
-        socket.bind_device(Some(device.as_bytes()))?;
+/// An address that is ours, where nobody is answered yet.
+struct Bound {
+    name: &'static str,
+    address: SocketAddr,
+    socket: TcpSocket,
+}
+
+impl Bound {
+    /// Takes an address; with a `device`, for what arrives through that alone. Linux takes a packet for any of its
+    /// addresses on any interface: without this a neighbour in the underlay who sends us packets for our overlay address
+    /// would be connected.
+    fn to(name: &'static str, address: SocketAddr, device: Option<&str>) -> Result<Bound, Failure> {
+        let bind = || {
+            let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+            socket.set_reuseaddr(true)?;
+            if let Some(device) = device {
+                socket.bind_device(Some(device.as_bytes()))?;
+            }
+            socket.bind(address)?;
+            Ok(socket)
+        };
+        let socket = bind().map_err(|error| in_use(name, address, error))?;
+        Ok(Bound { name, address, socket })
     }
-    socket.bind(address)?;
-    socket.listen(LISTEN_BACKLOG)
+
+    fn listen(self) -> Result<TcpListener, Failure> {
+        self.socket.listen(LISTEN_BACKLOG).map_err(|error| in_use(self.name, self.address, error))
+    }
+}
+
+fn in_use(name: &str, address: SocketAddr, error: io::Error) -> Failure {
+    Failure::from(anyhow::Error::new(error).context(format!("listening on {address} ({name})")))
+        .hint("is another program using the port? see [api] in the configuration")
 }
 
 fn not_joined(error: anyhow::Error) -> Failure {

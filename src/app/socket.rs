@@ -1,6 +1,6 @@
 //! The agent's Unix socket, mode 0600: the local API, and what `wiremesh status`, `peers`, `services` and `ping` ask.
 
-use std::{os::unix::fs::PermissionsExt, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use anyhow::Context;
 use axum::{
@@ -17,6 +17,8 @@ use super::view::View;
 
 /// The socket's name in the state directory.
 pub const SOCKET: &str = "agent.sock";
+/// Connections the kernel holds until they are accepted.
+const WAITING_CONNECTIONS: i32 = 128;
 
 /// Makes the socket. One that a dead agent left behind is replaced; one that still answers is not.
 pub async fn bind(state_dir: &Path) -> anyhow::Result<UnixListener> {
@@ -30,10 +32,17 @@ pub async fn bind(state_dir: &Path) -> anyhow::Result<UnixListener> {
         }
         _ => {}
     }
-    let listener = UnixListener::bind(&path).with_context(|| format!("making {}", path.display()))?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
-        .with_context(|| format!("making {} private", path.display()))?;
-    Ok(listener)
+    private_listener(&path).with_context(|| format!("making {}", path.display()))
+}
+
+/// A socket that is its owner's alone from its first moment: Linux takes the mode of the file from the unbound socket's.
+fn private_listener(path: &Path) -> anyhow::Result<UnixListener> {
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
+    nix::sys::stat::fchmod(&socket, nix::sys::stat::Mode::from_bits_truncate(0o600))?;
+    socket.bind(&socket2::SockAddr::unix(path)?)?;
+    socket.listen(WAITING_CONNECTIONS)?;
+    socket.set_nonblocking(true)?;
+    Ok(UnixListener::from_std(std::os::fd::OwnedFd::from(socket).into())?)
 }
 
 /// The views, for beside the local API.
@@ -62,4 +71,25 @@ async fn ping(State(view): State<Arc<View>>, UrlPath(to): UrlPath<String>) -> Re
 fn refusal(status: StatusCode, message: &str, hint: &str) -> Response {
     let body: Json<Value> = Json(json!({ "error": { "message": message, "hint": hint } }));
     (status, body).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_socket_is_its_owners_alone_and_a_dead_agents_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+
+        drop(bind(folder.path()).await.unwrap());
+        let listener = bind(folder.path()).await.unwrap();
+        let again = bind(folder.path()).await;
+
+        let mode = std::fs::metadata(folder.path().join(SOCKET)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(again.is_err());
+        drop(listener);
+    }
 }

@@ -79,6 +79,13 @@ struct Place {
     endpoints: Vec<SocketAddr>,
 }
 
+/// Whether this machine lets us have what [`start`] will need. For before joining, which cannot be undone.
+pub fn check(interface: &str, listen_port: u16) -> anyhow::Result<()> {
+    UnderlaySocket::bind(listen_port).with_context(|| format!("opening UDP port {listen_port}"))?;
+    TunDevice::create(interface).with_context(|| format!("creating the TUN device {interface}"))?;
+    Ok(())
+}
+
 /// Makes the interface and starts carrying packets. The interface, its address and its routes are gone when the tasks
 /// have stopped, however they stopped: they live as long as the device is open.
 pub async fn start(settings: Settings, tasks: &Tasks) -> anyhow::Result<(Handle, mpsc::Receiver<Event>)> {
