@@ -75,8 +75,17 @@ impl Process {
 
     /// Resident memory, in KiB.
     pub fn memory_kib(&self) -> anyhow::Result<u64> {
+        self.status_kib("VmRSS:")
+    }
+
+    /// The most resident memory it ever had, in KiB.
+    pub fn peak_memory_kib(&self) -> anyhow::Result<u64> {
+        self.status_kib("VmHWM:")
+    }
+
+    fn status_kib(&self, field: &str) -> anyhow::Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS: not running?")?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).context("not there: not running?")?;
         Ok(line.trim().trim_end_matches(" kB").trim().parse()?)
     }
 
