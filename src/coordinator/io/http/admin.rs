@@ -1,6 +1,6 @@
 //! What the operator does over the Unix socket: tokens and revocations.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{Json, extract::Path, http::StatusCode};
 use wiremesh_certs::{JoinToken, MAX_GROUPS, MAX_SERVICES, MAX_URLS};
@@ -9,7 +9,11 @@ use super::{Body, Problem, State};
 use crate::{
     api::admin::{CreateToken, CreatedToken, Revoke, Revoked, Token, Tokens},
     clock,
-    coordinator::{config::public_url, enrolment, io::store::Target},
+    coordinator::{
+        config::public_url,
+        enrolment,
+        io::{shared::Shared, store::Target},
+    },
 };
 
 /// Nobody needs a token that outlives this.
@@ -91,6 +95,10 @@ pub async fn revoke_token(
 }
 
 /// `POST /revocations`
+///
+/// Goes on if its client leaves or its time is over: a revocation that is in the database and not in force would be
+/// neither done nor repeatable.
+#[expect(clippy::disallowed_methods, reason = "it ends by itself, and its end is awaited by whoever still wants it")]
 pub async fn revoke(axum::extract::State(shared): State, Body(body): Body<Revoke>) -> Result<Json<Revoked>, Problem> {
     let target = match body {
         Revoke { name: Some(name), identity: None, serial: None } => Target::Name(name),
@@ -98,6 +106,11 @@ pub async fn revoke(axum::extract::State(shared): State, Body(body): Body<Revoke
         Revoke { name: None, identity: None, serial: Some(serial) } => Target::Serial(serial),
         _ => return Err(Problem::bad_request("bad_revocation", "exactly one of name, identity and serial")),
     };
+    let done = tokio::task::spawn(put_in_force(shared, target)).await;
+    done.unwrap_or_else(|error| Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error)))
+}
+
+async fn put_in_force(shared: Arc<Shared>, target: Target) -> Result<Json<Revoked>, Problem> {
     let now = clock::unix();
     let revoked = shared.store.revoke(&target, now, |list| shared.authority.sign_revocations(list)).await?;
     shared.set_revocations(revoked.signed, now)?;
