@@ -202,7 +202,7 @@ impl Handle {
             lookups_unreachable: memory.stats.lookups_unreachable,
             last_lookup_ms: memory.stats.last_lookup.map(millis),
             average_lookup_ms: memory.stats.average_lookup.map(millis),
-            answered_secs_ago: memory.stats.answered_at.map(age),
+            answered_secs_ago: memory.stats.answered_at.max(memory.stats.written_at).map(age),
             published_secs_ago: memory.stats.written_at.map(age),
             rejected: memory.stats.rejected.clone(),
             counters: memory.fingers.counters(),
@@ -296,7 +296,7 @@ pub struct Status {
     pub last_lookup_ms: Option<f64>,
     /// Moving average of the same.
     pub average_lookup_ms: Option<f64>,
-    /// When another member last answered us.
+    /// When another member last answered us: a question, or a write with its word that it is stored.
     pub answered_secs_ago: Option<f64>,
     /// When our record was last written to another member.
     pub published_secs_ago: Option<f64>,
