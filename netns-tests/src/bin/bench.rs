@@ -1,7 +1,7 @@
 //! Benchmarks in the lab: real programs in namespaces, measured beside what they are compared with.
 //!
 //! ```text
-//! cargo build --release && cargo run --release -p netns-tests --bin bench -- basics
+//! cargo build --release --workspace --bins && target/release/bench basics
 //! ```
 
 #[path = "bench/basics.rs"]
