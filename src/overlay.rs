@@ -93,6 +93,24 @@ pub struct ConfiguredPeer {
     pub keepalive_secs: Option<u16>,
 }
 
+/// What the kernel does for us with many packets at once, where it can. Each can be turned off, to find out which one
+/// breaks on a kernel; without any, packets take the same way one by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offloads {
+    /// The TUN device hands over and takes large packets and unfinished checksums (TSO, USO, GRO).
+    pub tun: bool,
+    /// One send carries many datagrams (UDP GSO).
+    pub udp_send: bool,
+    /// One receive carries many datagrams (UDP GRO).
+    pub udp_receive: bool,
+}
+
+impl Default for Offloads {
+    fn default() -> Offloads {
+        Offloads { tun: true, udp_send: true, udp_receive: true }
+    }
+}
+
 /// What an overlay is made from.
 pub struct Parameters<'a> {
     /// Our WireGuard key.
