@@ -28,7 +28,7 @@ pub use self::{
     udp::{Received, Udp, UnderlaySocket},
 };
 use super::{
-    ConfiguredPeer, Event, Overlay, Parameters, Status,
+    ConfiguredPeer, Event, Offloads, Overlay, Parameters, Status,
     batch::Packets,
     endpoints::{self, Families},
     ping::{PingFailed, PingId, Pong},
@@ -60,6 +60,10 @@ pub struct Settings {
     pub advertise: Vec<SocketAddr>,
     /// Standard WireGuard peers.
     pub peers: Vec<ConfiguredPeer>,
+    /// The age at which a session gets new keys, [`super::REKEY_AFTER`] at most.
+    pub rekey_after: Duration,
+    /// What the kernel may do with many packets at once.
+    pub offloads: Offloads,
     /// Our WireGuard key.
     pub key: Arc<WgPrivateKey>,
     /// Our overlay address.
@@ -89,7 +93,8 @@ pub fn check(interface: &str, listen_port: u16) -> anyhow::Result<()> {
 /// Makes the interface and starts carrying packets. The interface, its address and its routes are gone when the tasks
 /// have stopped, however they stopped: they live as long as the device is open.
 pub async fn start(settings: Settings, tasks: &Tasks) -> anyhow::Result<(Handle, mpsc::Receiver<Event>)> {
-    let Settings { interface, listen_port, mtu, advertise, peers, key, address, network, trust } = settings;
+    let Settings { interface, listen_port, mtu, advertise, peers, rekey_after, key, address, network, trust, .. } =
+        settings;
     let udp = UnderlaySocket::bind(listen_port).with_context(|| format!("opening UDP port {listen_port}"))?;
     let listen_port = udp.port()?;
     let families = udp.families();
@@ -108,7 +113,8 @@ pub async fn start(settings: Settings, tasks: &Tasks) -> anyhow::Result<(Handle,
         .with_context(|| format!("setting up {interface} with {address} in {network}"))?;
     tracing::info!(%interface, %address, mtu, listen_port, "overlay is up");
 
-    let parameters = Parameters { key: &key, address, network, trust, seed: rand::rngs::OsRng.try_next_u64()? };
+    let parameters =
+        Parameters { key: &key, address, network, trust, rekey_after, seed: rand::rngs::OsRng.try_next_u64()? };
     let mut overlay = Overlay::new(parameters, clock::now());
     for peer in &peers {
         overlay

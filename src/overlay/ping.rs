@@ -94,6 +94,16 @@ impl Pings {
         Ok((PingId(token), packet))
     }
 
+    /// Whether any is under way.
+    pub fn are_open(&self) -> bool {
+        !self.open.is_empty()
+    }
+
+    /// Whether `packet` has the form of an answer, to whomever.
+    pub fn is_reply(packet: &IpPacket<'_>) -> bool {
+        token_of_reply(packet).is_some()
+    }
+
     /// Takes `packet` if it answers one of ours. Its sender and the time it took.
     pub fn answered(&mut self, packet: &IpPacket<'_>, now: Instant) -> Option<(PingId, Duration)> {
         if self.open.is_empty() {
