@@ -54,6 +54,8 @@ reasons! {
     Overload = "overload",
     /// Outbound: the operating system refused to send to an endpoint.
     Unreachable = "unreachable",
+    /// Outbound: no room in the socket's buffer for what may not wait for it.
+    Congested = "congested",
     /// Outbound: a datagram was larger than the way out takes.
     TooBig = "too_big",
     /// Inbound: no message of WireGuard or wiremesh, or cut short.

@@ -3,8 +3,11 @@
 //! Two tasks: `overlay` owns the machine, the device and the socket; `overlay-links` watches the machine's network
 //! interfaces and keeps endpoints and MTU true to them. Everybody else holds a [`Handle`].
 
+pub mod device;
 mod handle;
 mod links;
+pub mod socket;
+mod sys;
 #[cfg(test)]
 mod tests;
 mod tun;
