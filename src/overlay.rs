@@ -26,9 +26,12 @@ mod batch;
 mod dropped;
 mod endpoints;
 mod held;
+mod inbound;
 mod introduction;
 pub mod io;
 mod members;
+mod offload;
+mod outbound;
 mod outbox;
 mod own;
 mod packet;
@@ -56,13 +59,16 @@ use wiremesh_certs::{NodeRecord, OverlayIp, Signed, TrustStore, UnixTime, Verifi
 
 use self::{
     admission::Admission,
+    inbound::Inbound,
+    offload::Takes,
+    outbound::Outbound,
     outbox::Outbox,
     own::{Own, OwnAddress},
     packet::IpPacket,
     peers::{Peers, Slot},
     ping::{PingFailed, PingId, Pings, Pong},
-    session::{Due, MIN_SPARE, Opened},
-    shared::Shared,
+    session::{Due, MIN_SPARE, Opened, Pace},
+    shared::{Aside, Shared},
     unknown::Unknown,
 };
 pub use self::{
@@ -74,7 +80,6 @@ pub use self::{
     peer::{Left, PeerSource},
     peers::MAX_PEERS,
     session::REKEY_AFTER,
-    shared::Aside,
     status::{PeerStatus, Status},
 };
 
@@ -192,6 +197,16 @@ impl Overlay {
         }
     }
 
+    /// Carries packets of ours to the peers of this machine.
+    fn outbound(&self) -> Outbound {
+        Outbound::new(Arc::clone(&self.shared))
+    }
+
+    /// Carries packets of the peers of this machine to us, joined as the device takes them.
+    fn inbound(&self, takes: Takes) -> Inbound {
+        Inbound::new(Arc::clone(&self.shared), takes)
+    }
+
     /// Outbound: one packet from the TUN device.
     pub fn handle_tun_packet(&mut self, bytes: &[u8], now: Instant) -> Result<(), Dropped> {
         self.route(bytes, now).inspect_err(|dropped| self.out.counters.count(*dropped))
@@ -216,7 +231,7 @@ impl Overlay {
     }
 
     /// What [`Outbound`] or [`Inbound`] could not decide.
-    pub fn handle_aside(&mut self, aside: Aside, now: Instant, unix: UnixTime) {
+    fn handle_aside(&mut self, aside: Aside, now: Instant, unix: UnixTime) {
         // A refusal is counted where it happens.
         let _: Result<(), Dropped> = match aside {
             Aside::Packet(packet) => self.handle_tun_packet(&packet, now),
@@ -237,7 +252,7 @@ impl Overlay {
     pub fn handle_timeout(&mut self, now: Instant, unix: UnixTime) {
         let ticks = self.out.tick_at.is_some_and(|at| now >= at);
         let mut leaving = Vec::new();
-        let mut awake = false;
+        let mut pace = None;
         let mut unfinished = false;
         self.out.wake.clear();
         for (slot, mut peer) in self.peers.iter() {
@@ -258,7 +273,7 @@ impl Overlay {
                 }
                 Some(Due::Retry(_) | Due::Suspect | Due::Rekey | Due::GaveUp) | None => {}
             }
-            awake |= peer.session.is_awake(now);
+            pace = pace.max(peer.pace(now));
             self.out.wake.note(peer.session.poll_timeout());
             self.out.wake.note(peer.held.poll_timeout());
         }
@@ -276,8 +291,9 @@ impl Overlay {
         } else if ticks {
             self.out.tick_at = None;
         }
-        if awake || self.out.tick_at.is_some() {
-            self.out.stay_awake(now);
+        self.out.wake.note(self.out.tick_at.map(|at| (at, "sessions tick")));
+        if let Some(pace) = pace {
+            self.out.stay_awake(now, pace);
         }
     }
 
@@ -340,13 +356,13 @@ impl Overlay {
     }
 
     /// What was dropped and what went through.
-    pub fn counters(&self) -> &Counters {
+    pub fn counters(&self) -> &Arc<Counters> {
         &self.out.counters
     }
 
     fn route(&mut self, bytes: &[u8], now: Instant) -> Result<(), Dropped> {
         let packet = IpPacket::parse(bytes).ok_or(Dropped::NotIp)?;
-        self.own.at.may_send(&packet)?;
+        self.own.at.may_send(packet.source, packet.destination)?;
         let to = self.peers.next_hop(packet.destination);
         if let Some(mut peer) = to.and_then(|slot| self.peers.lock(slot)) {
             return peer.send(bytes, &self.own, &mut self.out, now);
@@ -450,13 +466,13 @@ impl Overlay {
             let packet = peer.accept(&spare[..len], &self.own.at)?;
             self.out.counters.add_traffic(Traffic::received(len));
             match self.pings.answered(&packet, now) {
-                None => self.out.packets.push(len),
+                None => _ = self.out.packets.push(len),
                 Some((id, took)) => self.pings.finish(id, Ok(peer.pong(packet.source, took))),
             }
         }
         if !was_ready || matches!(opened, Opened::Established(_)) {
             peer.flush(&self.own, &mut self.out, now);
-            self.out.stay_awake(now);
+            self.out.stay_awake(now, Pace::Busy);
         }
         Ok(())
     }

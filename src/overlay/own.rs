@@ -4,7 +4,7 @@ use boringtun::x25519::{PublicKey, StaticSecret};
 use ipnet::IpNet;
 use wiremesh_certs::{NodeRecord, OverlayIp, Serial, Signed, WgPrivateKey, WgPublicKey};
 
-use super::{Dropped, introduction::IntroductionKey, packet::IpPacket, packet::is_for_many};
+use super::{Dropped, introduction::IntroductionKey, packet::is_for_many};
 
 /// Where we are in the overlay, which decides what may leave and what may come in.
 #[derive(Clone, Copy, Debug)]
@@ -58,14 +58,14 @@ impl Own {
 
 impl OwnAddress {
     /// Whether a packet of ours may go where it wants to.
-    pub fn may_send(&self, packet: &IpPacket<'_>) -> Result<(), Dropped> {
-        if is_for_many(packet.destination, &self.network) {
+    pub fn may_send(&self, source: OverlayIp, destination: OverlayIp) -> Result<(), Dropped> {
+        if is_for_many(destination, &self.network) {
             return Err(Dropped::Multicast);
         }
-        if packet.source != self.address {
+        if source != self.address {
             return Err(Dropped::ForeignSource);
         }
-        if packet.destination == self.address || !self.network.contains(&packet.destination.0) {
+        if destination == self.address || !self.network.contains(&destination.0) {
             return Err(Dropped::NoRoute);
         }
         Ok(())

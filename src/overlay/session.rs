@@ -19,7 +19,7 @@ use std::{
 };
 
 use boringtun::{
-    noise::{Tunn, TunnResult, errors::WireGuardError, rate_limiter::RateLimiter},
+    noise::{Packet, Tunn, TunnResult, errors::WireGuardError, rate_limiter::RateLimiter},
     x25519::{PublicKey, StaticSecret},
 };
 use wiremesh_certs::WgPublicKey;
@@ -33,8 +33,10 @@ pub const OVERHEAD: usize = 32;
 pub const MIN_SPARE: usize = 148;
 /// The size of a handshake initiation.
 pub const INITIATION: usize = 148;
-/// How often a session that is not asleep must be ticked.
-pub const TICK: Duration = Duration::from_millis(250);
+/// How often a session is ticked with which something goes on …
+const BUSY_TICK: Duration = Duration::from_millis(250);
+/// … and one that only has keys which will grow old.
+const QUIET_TICK: Duration = Duration::from_secs(1);
 /// Data was sent, nothing was heard for this long, and more is sent: that is in doubt. The last packet of a conversation
 /// is never answered, so silence alone says nothing; a TCP SYN sent for the second time does.
 pub const DOUBT_AFTER: Duration = Duration::from_millis(800);
@@ -118,6 +120,25 @@ pub enum Due {
     Rekey,
     /// Nobody answered for [`ATTEMPT_FOR`].
     GaveUp,
+}
+
+/// How closely the clock of a session is to be followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Pace {
+    /// It has keys, and nothing else.
+    Quiet,
+    /// Answers are due, or may become due.
+    Busy,
+}
+
+impl Pace {
+    /// From one tick to the next.
+    pub fn tick(self) -> Duration {
+        match self {
+            Pace::Quiet => QUIET_TICK,
+            Pace::Busy => BUSY_TICK,
+        }
+    }
 }
 
 impl Session {
@@ -370,6 +391,14 @@ impl Session {
         });
         attempt.sent_at = now;
         attempt.retry_at = now + attempt.backoff.next_delay();
+    }
+}
+
+/// The number by which the sender of data calls its receiver; none if `datagram` is no data of a session.
+pub fn data_receiver(datagram: &[u8]) -> Option<u32> {
+    match Tunn::parse_incoming_packet(datagram) {
+        Ok(Packet::PacketData(data)) => Some(data.receiver_idx),
+        Ok(Packet::HandshakeInit(_) | Packet::HandshakeResponse(_) | Packet::PacketCookieReply(_)) | Err(_) => None,
     }
 }
 

@@ -17,7 +17,7 @@ use std::{
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::sys;
-use crate::overlay::Offloads;
+use crate::overlay::{Offloads, offload::Takes};
 
 /// The device that devices are made from.
 const CLONE: &str = "/dev/net/tun";
@@ -97,9 +97,13 @@ impl TunDevice {
         self.offloads
     }
 
-    /// Whether several UDP datagrams may be written as one packet.
-    pub fn takes_udp_segments(&self) -> bool {
-        self.offloads.udp
+    /// What may be written to it joined.
+    pub fn takes(&self) -> Takes {
+        match self.offloads {
+            TunOffloads { udp: true, .. } => Takes::TcpAndUdp,
+            TunOffloads { tcp: true, .. } => Takes::Tcp,
+            TunOffloads { .. } => Takes::Nothing,
+        }
     }
 }
 

@@ -57,6 +57,11 @@ impl Received {
         })
     }
 
+    /// Whether nothing was received.
+    pub fn is_empty(&self) -> bool {
+        self.filled.is_empty()
+    }
+
     /// Nothing received.
     pub fn clear(&mut self) {
         self.filled.clear();
