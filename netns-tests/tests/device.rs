@@ -20,7 +20,7 @@ use nix::{
 };
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 use wiremesh::overlay::{
-    Offloads, Transmit,
+    Dropped, Offloads, Transmit,
     io::{
         device::{MAX_FRAME_BYTES, Tun, TunDevice, is_gone},
         socket::{Received, Udp, UnderlaySocket, Wait},
@@ -259,6 +259,29 @@ fn datagrams_cross_a_cable_whole_also_those_larger_than_it_takes() {
                 assert_eq!(buffers == 1, segment < 1500, "{segment} came in {buffers} buffers");
             }
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_full_socket_buffer_drops_what_may_not_wait_and_holds_up_what_may() {
+    story(|lab| {
+        let node = lab.bare_node("a")?;
+        let socket = Arc::new(node.run(|| UnderlaySocket::bind(0, &Offloads::default()))??);
+        let (payload, [a, b, c, _]) = (vec![7; 44 * 1452], node.address().octets());
+        let send = move |socket: &UnderlaySocket, host: u8, wait| {
+            // The kernel keeps a little for every neighbour that it looks for, until it finds that nobody is there.
+            let to = (Ipv4Addr::new(a, b, c, host), 7000).into();
+            socket.send(&Transmit { to, payload: &payload, segment: 1452 }, wait)
+        };
+
+        let refused = (2..250).flat_map(|host| [host; 2]).find_map(|host| send(&socket, host, Wait::No).err());
+        assert_eq!(refused, Some(Dropped::Congested));
+
+        let (sender, done) = mpsc::channel();
+        thread::spawn(move || sender.send(send(&socket, 250, Wait::Yes)));
+        assert!(done.recv_timeout(A_MOMENT).is_err(), "there is no room yet");
+        assert_eq!(done.recv_timeout(2 * SOON)?, Ok(()));
         Ok(())
     });
 }
