@@ -23,6 +23,8 @@ use crate::overlay::{Offloads, offload::Takes};
 const CLONE: &str = "/dev/net/tun";
 /// `struct virtio_net_hdr`, without the number of buffers that a network card would add.
 const HEADER_BYTES: usize = 10;
+/// The largest packet that comes out of a device, whatever its MTU, behind its header.
+pub const MAX_FRAME_BYTES: usize = HEADER_BYTES + 65_535;
 /// For preadv2: read on from where we are, as a device without positions must.
 const NO_OFFSET: u64 = u64::MAX;
 
@@ -39,7 +41,8 @@ const LEVELS: &[(TunOffloads, libc::c_uint)] = &[
 
 /// A source and a sink of IP packets, shared by threads. Every packet has its virtio header in front.
 pub trait Tun: Send + Sync + 'static {
-    /// Waits for a packet and reads it into `frame`. An error that is not [`is_gone`] concerns this packet alone.
+    /// Waits for a packet and reads it into `frame`, whose [`MAX_FRAME_BYTES`] take any. An error that is not
+    /// [`is_gone`] concerns this packet alone.
     fn read(&self, frame: &mut [u8]) -> io::Result<usize>;
     /// Reads a packet if one is there.
     fn read_now(&self, frame: &mut [u8]) -> io::Result<Option<usize>>;
@@ -168,6 +171,20 @@ mod tests {
     fn what_is_asked_of_the_kernel_grows_less_and_ends_with_nothing() {
         assert!(LEVELS.is_sorted_by(|(_, more), (_, less)| more & less == *less && more != less));
         assert_eq!(LEVELS.last(), Some(&(TunOffloads::NONE, 0)));
+    }
+
+    #[test]
+    fn where_the_kernel_cannot_read_without_waiting_nothing_is_there_to_be_drained() {
+        // A file that has something to read, of a kind that does not know how.
+        let file = File::open("/proc/self/stat").unwrap();
+        let device = TunDevice { file, offloads: TunOffloads::NONE, reads_now: AtomicBool::new(true) };
+        let mut frame = [0; 16];
+
+        assert_eq!(device.read_now(&mut frame).unwrap(), None);
+
+        assert!(!device.reads_now.load(Ordering::Relaxed), "it is not asked again");
+        assert_eq!(device.read_now(&mut frame).unwrap(), None);
+        assert_eq!(device.read(&mut frame).unwrap(), frame.len());
     }
 
     #[test]

@@ -67,7 +67,7 @@ impl Received {
         self.filled.clear();
     }
 
-    /// One datagram more, as far as there is room.
+    /// One datagram more; [`MAX_RECEIVED`] have room.
     #[cfg(test)]
     pub fn push(&mut self, from: SocketAddr, datagram: &[u8]) {
         let buffer = self.filled.len();
