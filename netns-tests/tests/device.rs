@@ -22,8 +22,8 @@ use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 use wiremesh::overlay::{
     Dropped, Offloads, Transmit,
     io::{
-        device::{MAX_FRAME_BYTES, Tun, TunDevice, is_gone},
-        socket::{Received, Udp, UnderlaySocket, Wait},
+        tun::{MAX_FRAME_BYTES, Tun, TunDevice, is_gone},
+        udp::{Received, Udp, UnderlaySocket, Wait},
     },
 };
 
@@ -106,7 +106,7 @@ fn a_large_send_comes_out_as_one_packet_or_as_many_without_offloads() {
 
             let frame = read_udp(&*device, Tun::read)?;
             // Linux before 6.2 does not know segments of UDP on TUN devices.
-            if device.takes_udp_segments() {
+            if device.offloads().udp {
                 assert_eq!((frame[1], u16::from_le_bytes([frame[4], frame[5]])), (UDP_SEGMENTS, 100));
                 assert_eq!(frame.len(), PAYLOAD + 1000);
             } else {

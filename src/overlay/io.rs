@@ -4,14 +4,14 @@
 //! the machine, which takes what they leave and keeps time; `overlay-links` watches the machine's network interfaces and
 //! keeps endpoints and MTU true to them. Everybody else holds a [`Handle`].
 
-mod device;
 mod handle;
 mod lanes;
 mod links;
-mod socket;
 mod sys;
 #[cfg(test)]
 mod tests;
+pub mod tun;
+pub mod udp;
 
 use std::{collections::BTreeMap, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
@@ -26,11 +26,11 @@ use wiremesh_certs::{OverlayIp, TrustStore, WgPrivateKey};
 
 pub use self::handle::Handle;
 use self::{
-    device::{Tun, TunDevice},
     handle::Command,
     lanes::Asides,
     links::Links,
-    socket::{Udp, UnderlaySocket, Wait},
+    tun::{Tun, TunDevice},
+    udp::{Udp, UnderlaySocket, Wait},
 };
 use super::{
     Aside, ConfiguredPeer, Event, Offloads, Overlay, Parameters, Status,
