@@ -3,7 +3,7 @@
 use std::{
     fmt::Write as _,
     fs,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     process::{Command, ExitStatus, Output},
     sync::Arc,
@@ -272,13 +272,13 @@ impl Agent {
     }
 
     fn configuration_file(&self) -> anyhow::Result<String> {
-        let (name, address) = (self.name(), self.node.address());
+        let (name, ingress) = (self.name(), SocketAddr::from((self.node.address(), INGRESS_PORT)));
         let (state, token) = (self.state(), self.folder.join("token"));
         let mut text = format!("name = {name:?}\nstate_dir = {state:?}\njoin_token_file = {token:?}\n");
         writeln!(text, "\n[dht]\nenabled = {}", self.dht)?;
         writeln!(text, "\n[api]\nlisten = \"127.0.0.1:8000\"")?;
         if self.tunnel {
-            writeln!(text, "ingress = \"{address}:{INGRESS_PORT}\"\ntunnel_url = \"http://{address}:{INGRESS_PORT}\"")?;
+            writeln!(text, "ingress = \"{ingress}\"\ntunnel_url = \"http://{ingress}\"")?;
         }
         for ((service, max_concurrency), running) in self.offered.iter().zip(&self.services) {
             let upstream = running.url();
