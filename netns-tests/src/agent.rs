@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use wiremesh::sandbox::Node;
 
-use crate::{Answer, Coordinator, Process, Service, eventually, fetch, lab::Place, process::LOG_FILTER};
+use crate::{Answer, Coordinator, Process, Refused, Service, eventually, fetch, lab::Place, process::LOG_FILTER};
 
 /// Where the agent's local API listens on every node.
 const API: &str = "http://127.0.0.1:8000";
@@ -42,6 +42,7 @@ pub struct Agent {
     dht: bool,
     called: Option<String>,
     configuration: String,
+    refused: Vec<Refused>,
     folder: PathBuf,
     place: Arc<Place>,
 }
@@ -58,6 +59,7 @@ impl Agent {
             dht: true,
             called: None,
             configuration: String::new(),
+            refused: Vec::new(),
             folder,
             place,
         })
@@ -98,6 +100,12 @@ impl Agent {
         self
     }
 
+    /// Its kernel will refuse these things.
+    pub fn refused(mut self, refused: &[Refused]) -> Agent {
+        self.refused = refused.to_owned();
+        self
+    }
+
     /// Joins the mesh of `coordinator` with a fresh token and waits until the agent is ready.
     pub fn join(self, coordinator: &Coordinator) -> anyhow::Result<Agent> {
         let token = coordinator.token()?;
@@ -126,7 +134,7 @@ impl Agent {
     /// Starts the agent (again) without waiting.
     pub fn launch(&mut self) -> anyhow::Result<()> {
         self.process = None;
-        let mut command = self.place.wiremesh(&self.node)?;
+        let mut command = self.place.wiremesh_refused(&self.node, &self.refused)?;
         command.arg("agent").arg("--config").arg(self.config()).env("RUST_LOG", LOG_FILTER);
         let what = format!("agent {}", self.name());
         self.process = Some(Process::start(&what, command, &self.folder.join("agent.log"))?);

@@ -18,8 +18,10 @@ use wiremesh::sandbox::Node;
 const MAX_BYTES: usize = 65_507;
 /// The kernel takes so many datagrams as one send …
 const MAX_BURST: usize = 64;
-/// … and of those sent one by one so many are under way at most, or large ones would overflow the receiver.
+/// … and of those sent one by one so many are under way …
 const MAX_ALONE: usize = 8;
+/// … and so many bytes, which fit into the socket of a peer that asks for no more than the kernel gives everyone.
+const MAX_BYTES_ALONE: usize = 64_000;
 /// Datagrams may be lost; so often are those of a size tried again.
 const ATTEMPTS: usize = 4;
 const ANSWER_LIMIT: Duration = Duration::from_millis(1500);
@@ -85,7 +87,7 @@ fn attempt(to: SocketAddr, size: usize, sending: Sending) -> anyhow::Result<usiz
     let socket = UdpSocket::bind((any, 0))?;
     enlarge(&socket);
     let count = match sending {
-        Sending::Alone => MAX_ALONE,
+        Sending::Alone => MAX_ALONE.min(MAX_BYTES_ALONE / size),
         Sending::Burst => MAX_BURST.min(MAX_BYTES / size),
     };
     let sent: Vec<Vec<u8>> = (0..count as u32).map(|number| content(number, size)).collect();

@@ -209,6 +209,14 @@ impl Node {
         })
     }
 
+    /// Deletes an interface that a program made.
+    pub fn delete(&self, interface: &str) -> anyhow::Result<()> {
+        self.namespace.netlink("deleting an interface", async |handle| {
+            let index = index_of(&handle, interface).await?;
+            handle.link().del(index).execute().await
+        })
+    }
+
     /// Sends what is for no known network to `gateway`.
     pub fn default_route(&self, gateway: IpAddr) -> anyhow::Result<()> {
         self.route(anywhere(gateway), gateway)
