@@ -16,6 +16,10 @@ use crate::settings::{BadSettings, Layers, Span};
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/wiremesh";
 /// Overlay packets of this size fit through any path, with WireGuard around them. QUIC needs 1,200 bytes of payload.
 pub const MIN_OVERLAY_MTU: u16 = 1280;
+/// New keys more often than this cost more than they protect.
+const MIN_REKEY_AFTER: Duration = Duration::from_secs(1);
+/// WireGuard makes new keys at this age by itself.
+const MAX_REKEY_AFTER: Duration = Duration::from_secs(120);
 
 /// Everything an agent is told by its operator.
 #[derive(Clone, Debug)]
@@ -74,6 +78,29 @@ pub struct OverlayConfig {
     pub advertise: Vec<SocketAddr>,
     /// WireGuard peers that are configured by hand and have no certificate.
     pub peers: Vec<StandardPeer>,
+    /// The age at which sessions get new keys.
+    pub rekey_after: Duration,
+    /// `[overlay.offload]`
+    pub offload: OffloadConfig,
+}
+
+/// `[overlay.offload]`: what the kernel may do with many packets at once. Where it cannot, packets go one by one whatever
+/// is said here; turning one off tells whether it is the one that breaks.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct OffloadConfig {
+    /// The interface hands over and takes large packets.
+    pub tun: bool,
+    /// One send carries many datagrams.
+    pub udp_send: bool,
+    /// One receive carries many datagrams.
+    pub udp_receive: bool,
+}
+
+impl Default for OffloadConfig {
+    fn default() -> OffloadConfig {
+        OffloadConfig { tun: true, udp_send: true, udp_receive: true }
+    }
 }
 
 /// `[[overlay.peer]]`: a standard WireGuard peer, believed because the operator of this agent says so.
@@ -211,6 +238,8 @@ struct OverlayFile {
     listen_port: u16,
     mtu: u16,
     advertise: Vec<SocketAddr>,
+    rekey_after: Span,
+    offload: OffloadConfig,
     peer: Vec<PeerFile>,
 }
 
@@ -222,6 +251,8 @@ impl Default for OverlayFile {
             listen_port: 51820,
             mtu: 0,
             advertise: Vec::new(),
+            rekey_after: Span(MAX_REKEY_AFTER),
+            offload: OffloadConfig::default(),
             peer: Vec::new(),
         }
     }
@@ -245,6 +276,12 @@ impl OverlayFile {
         if self.advertise.len() > wiremesh_certs::MAX_ENDPOINTS {
             return Err(BadSettings::about("overlay.advertise", "at most 8 endpoints fit into a record"));
         }
+        if self.rekey_after.0 < MIN_REKEY_AFTER || self.rekey_after.0 > MAX_REKEY_AFTER {
+            return Err(BadSettings::about(
+                "overlay.rekey_after",
+                "between 1s and 120s, as long as WireGuard's keys may live",
+            ));
+        }
         Ok(OverlayConfig {
             enabled: self.enabled,
             interface: self.interface,
@@ -252,6 +289,8 @@ impl OverlayFile {
             mtu: (self.mtu != 0).then_some(self.mtu),
             advertise: self.advertise,
             peers: self.peer.into_iter().map(PeerFile::check).collect::<Result<_, _>>()?,
+            rekey_after: self.rekey_after.0,
+            offload: self.offload,
         })
     }
 }
@@ -459,6 +498,8 @@ mod tests {
         for (text, expected) in [
             ("[overlay]\nlisten_prot = 1", "listen_port"),
             ("[overlay]\nmtu = 1200", "1280"),
+            ("[overlay]\nrekey_after = \"121s\"", "120s"),
+            ("[overlay.offload]\ntcp = false", "tcp"),
             ("[overlay]\ninterface = \"a-name-that-is-too-long\"", "interface"),
             ("[api]\nlisten = \"0.0.0.0:8000\"", "key_file"),
             ("[api]\ntunnel_url = \"https://x.example\"", "ingress"),

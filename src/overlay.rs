@@ -13,17 +13,25 @@
 //! - a stranger is no peer: only a [`Verified`] or the operator's configuration makes one
 //! - an expired or revoked peer is cut off while its session runs
 //!
-//! The machine does no IO and reads no clock, except that boringtun keeps one of its own for the ages of keys. Memory
-//! for packets is taken once; what is allocated later belongs to beginnings: a peer, a held packet, a handshake.
+//! Three share the work. [`Outbound`] and [`Inbound`], each on a thread of its own, carry packets between peers that know
+//! each other: many at a time, without allocation, and under one lock per peer and batch. Whatever they cannot decide they
+//! leave [`Aside`] for the machine, [`Overlay`], which takes any packet the same way, only one by one; it makes peers and
+//! sessions, and keeps time.
+//!
+//! None of them does IO or reads a clock, except that boringtun keeps one of its own for the ages of keys. Memory for
+//! packets is taken once; what is allocated later belongs to beginnings: a peer, a held packet, a handshake.
 
 mod admission;
 mod batch;
 mod dropped;
 mod endpoints;
 mod held;
+mod inbound;
 mod introduction;
 pub mod io;
 mod members;
+mod offload;
+mod outbound;
 mod outbox;
 mod own;
 mod packet;
@@ -32,12 +40,17 @@ mod peer;
 mod peers;
 pub mod ping;
 mod session;
+mod shared;
 mod status;
 #[cfg(test)]
 mod tests;
 mod unknown;
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use boringtun::noise::{Packet, Tunn, TunnResult, handshake::parse_handshake_anon, rate_limiter::RateLimiter};
 use ipnet::IpNet;
@@ -46,12 +59,16 @@ use wiremesh_certs::{NodeRecord, OverlayIp, Signed, TrustStore, UnixTime, Verifi
 
 use self::{
     admission::Admission,
+    inbound::Inbound,
+    offload::Takes,
+    outbound::Outbound,
     outbox::Outbox,
-    own::Own,
+    own::{Own, OwnAddress},
     packet::IpPacket,
     peers::{Peers, Slot},
     ping::{PingFailed, PingId, Pings, Pong},
-    session::{Due, MIN_SPARE, Opened},
+    session::{Due, MIN_SPARE, Opened, Pace},
+    shared::{Aside, Shared},
     unknown::Unknown,
 };
 pub use self::{
@@ -62,6 +79,7 @@ pub use self::{
     members::NotAPeer,
     peer::{Left, PeerSource},
     peers::MAX_PEERS,
+    session::REKEY_AFTER,
     status::{PeerStatus, Status},
 };
 
@@ -121,6 +139,8 @@ pub struct Parameters<'a> {
     pub network: IpNet,
     /// Whom to believe.
     pub trust: Arc<TrustStore>,
+    /// The age at which a session gets new keys, [`REKEY_AFTER`] at most.
+    pub rekey_after: Duration,
     /// The only source of chance, but for the keys that boringtun makes.
     pub seed: u64,
 }
@@ -132,6 +152,8 @@ pub struct Parameters<'a> {
 pub struct Overlay {
     own: Own,
     trust: Arc<TrustStore>,
+    shared: Arc<Shared>,
+    rekey_after: Duration,
     peers: Peers,
     unknown: Unknown,
     pings: Pings,
@@ -148,14 +170,19 @@ pub struct Overlay {
 impl Overlay {
     /// Without peers.
     pub fn new(parameters: Parameters<'_>, now: Instant) -> Overlay {
-        let Parameters { key, address, network, trust, seed } = parameters;
-        let own = Own::new(key, address, network);
+        let Parameters { key, address, network, trust, rekey_after, seed } = parameters;
+        let at = OwnAddress { address, network };
+        let own = Own::new(key, at);
+        let shared = Arc::new(Shared::new(at));
         let mut rng = StdRng::seed_from_u64(seed);
         Overlay {
             cookies: RateLimiter::new(&own.public, HANDSHAKES_BEFORE_COOKIES),
             unlimited: Arc::new(RateLimiter::new(&own.public, u64::MAX)),
             own,
             trust,
+            out: Outbox::new(Arc::clone(&shared.counters)),
+            shared,
+            rekey_after,
             peers: Peers::default(),
             unknown: Unknown::default(),
             pings: Pings::new(rng.random()),
@@ -166,9 +193,18 @@ impl Overlay {
                 now,
             ),
             handshakes: Admission::new(admission::HANDSHAKES, admission::HANDSHAKES_PER_SOURCE, rng.random(), now),
-            out: Outbox::new(),
             rng,
         }
+    }
+
+    /// Carries packets of ours to the peers of this machine.
+    fn outbound(&self) -> Outbound {
+        Outbound::new(Arc::clone(&self.shared))
+    }
+
+    /// Carries packets of the peers of this machine to us, joined as the device takes them.
+    fn inbound(&self, takes: Takes) -> Inbound {
+        Inbound::new(Arc::clone(&self.shared), takes)
     }
 
     /// Outbound: one packet from the TUN device.
@@ -194,14 +230,32 @@ impl Overlay {
         done.inspect_err(|dropped| self.out.counters.count(*dropped))
     }
 
+    /// What [`Outbound`] or [`Inbound`] could not decide.
+    fn handle_aside(&mut self, aside: Aside, now: Instant, unix: UnixTime) {
+        // A refusal is counted where it happens.
+        let _: Result<(), Dropped> = match aside {
+            Aside::Packet(packet) => self.handle_tun_packet(&packet, now),
+            Aside::Datagram(from, datagram) => self.handle_datagram(from, &datagram, now, unix),
+            Aside::Pong(slot, packet) => self.handle_pong(slot, &packet, now),
+            Aside::Doubtful(slot) => {
+                self.out.wake.note(self.peers.lock(slot).and_then(|peer| peer.session.poll_timeout()));
+                Ok(())
+            }
+            Aside::Refused(to, dropped) => {
+                self.on_send_failed(to, dropped, now);
+                Ok(())
+            }
+        };
+    }
+
     /// Something is due.
     pub fn handle_timeout(&mut self, now: Instant, unix: UnixTime) {
         let ticks = self.out.tick_at.is_some_and(|at| now >= at);
         let mut leaving = Vec::new();
-        let mut awake = false;
+        let mut pace = None;
         let mut unfinished = false;
         self.out.wake.clear();
-        for (slot, peer) in self.peers.iter_mut() {
+        for (slot, mut peer) in self.peers.iter() {
             if self.out.transmits.room() < peer::ROOM {
                 unfinished = true;
                 break;
@@ -215,11 +269,11 @@ impl Overlay {
             }
             match peer.handle_timeout(&self.own, &mut self.out, now) {
                 Some(Due::Retry(times)) if times % RETRIES_PER_QUESTION == RETRIES_BEFORE_ASKING => {
-                    ask_about(peer, &mut self.out);
+                    ask_about(&peer, &mut self.out);
                 }
-                Some(Due::Retry(_) | Due::Suspect | Due::GaveUp) | None => {}
+                Some(Due::Retry(_) | Due::Suspect | Due::Rekey | Due::GaveUp) | None => {}
             }
-            awake |= peer.session.is_awake(now);
+            pace = pace.max(peer.pace(now));
             self.out.wake.note(peer.session.poll_timeout());
             self.out.wake.note(peer.held.poll_timeout());
         }
@@ -230,14 +284,16 @@ impl Overlay {
         self.out.counters.add(Dropped::HeldTooLong, expired as u64);
         self.out.wake.note(self.unknown.poll_timeout());
         self.pings.handle_timeout(now);
+        self.shared.set_pinging(self.pings.are_open());
         self.out.wake.note(self.pings.poll_timeout());
         if unfinished {
             self.out.wake.note(Some((now, "more peers are due than fit one batch")));
         } else if ticks {
             self.out.tick_at = None;
         }
-        if awake || self.out.tick_at.is_some() {
-            self.out.stay_awake(now);
+        self.out.wake.note(self.out.tick_at.map(|at| (at, "sessions tick")));
+        if let Some(pace) = pace {
+            self.out.stay_awake(now, pace);
         }
     }
 
@@ -247,7 +303,7 @@ impl Overlay {
         if dropped == Dropped::TooBig {
             return;
         }
-        for (_, peer) in self.peers.iter_mut() {
+        for (_, mut peer) in self.peers.iter() {
             if peer.path.on_refused(to) && peer.session.is_ready() {
                 peer.session.suspect(now);
                 self.out.wake.note(peer.session.poll_timeout());
@@ -262,7 +318,8 @@ impl Overlay {
 
     /// Sends an echo to another node; [`Overlay::poll_pong`] will tell how it ended.
     pub fn ping(&mut self, to: OverlayIp, now: Instant) -> Result<PingId, PingFailed> {
-        let (id, packet) = self.pings.start(self.own.address, to, now)?;
+        let (id, packet) = self.pings.start(self.own.at.address, to, now)?;
+        self.shared.set_pinging(true);
         self.out.wake.note(self.pings.poll_timeout());
         match self.route(&packet, now) {
             Ok(()) => {}
@@ -299,18 +356,18 @@ impl Overlay {
     }
 
     /// What was dropped and what went through.
-    pub fn counters(&self) -> &Counters {
+    pub fn counters(&self) -> &Arc<Counters> {
         &self.out.counters
     }
 
     fn route(&mut self, bytes: &[u8], now: Instant) -> Result<(), Dropped> {
         let packet = IpPacket::parse(bytes).ok_or(Dropped::NotIp)?;
-        self.own.may_send(&packet)?;
+        self.own.at.may_send(packet.source, packet.destination)?;
         let to = self.peers.next_hop(packet.destination);
-        match to.and_then(|slot| self.peers.get_mut(slot)) {
-            Some(peer) => peer.send(bytes, &self.own, &mut self.out, now),
-            None => self.hold(packet.destination, bytes, now),
+        if let Some(mut peer) = to.and_then(|slot| self.peers.lock(slot)) {
+            return peer.send(bytes, &self.own, &mut self.out, now);
         }
+        self.hold(packet.destination, bytes, now)
     }
 
     fn hold(&mut self, destination: OverlayIp, bytes: &[u8], now: Instant) -> Result<(), Dropped> {
@@ -371,12 +428,14 @@ impl Overlay {
         }
         let who = parse_handshake_anon(&self.own.secret, &self.own.public, &initiation).map_err(|_| Dropped::Forged)?;
         let slot = self.peers.by_key(&WgPublicKey(who.peer_static_public)).ok_or(Dropped::UnknownKey)?;
-        let peer = self.peers.get_mut(slot).ok_or(Dropped::UnknownKey)?;
+        let mut peer = self.peers.lock(slot).ok_or(Dropped::UnknownKey)?;
         if let Some(why) = peer.must_leave(unix) {
+            drop(peer);
             self.remove(slot, why);
             return Err(Dropped::UnknownKey);
         }
         peer.tick(&self.own, &mut self.out, now);
+        drop(peer);
         self.open(slot, from, datagram, now)
     }
 
@@ -390,7 +449,7 @@ impl Overlay {
         };
         let slot = self.peers.by_receiver_index(receiver).ok_or(Dropped::UnknownSession)?;
         if datagram[0] == 2
-            && let Some(peer) = self.peers.get_mut(slot)
+            && let Some(mut peer) = self.peers.lock(slot)
         {
             peer.tick(&self.own, &mut self.out, now);
         }
@@ -399,29 +458,39 @@ impl Overlay {
 
     /// Opens a datagram of a peer's, and takes the packet in it if it is the peer's to send.
     fn open(&mut self, slot: Slot, from: SocketAddr, datagram: &[u8], now: Instant) -> Result<(), Dropped> {
-        let peer = self.peers.get_mut(slot).ok_or(Dropped::UnknownSession)?;
+        let mut peer = self.peers.lock(slot).ok_or(Dropped::UnknownSession)?;
         let was_ready = peer.session.is_ready();
         let spare = self.out.packets.spare(datagram.len().max(MIN_SPARE)).ok_or(Dropped::BatchFull)?;
         let opened = peer.open(from, datagram, spare, &mut self.out.transmits, now)?;
         if let Opened::Packet(len) = opened {
-            let packet = IpPacket::parse(&spare[..len]).ok_or(Dropped::InnerNotIp)?;
-            if !peer.speaks_for(packet.source) {
-                return Err(Dropped::SpoofedSource);
-            }
-            if packet.destination != self.own.address {
-                return Err(Dropped::WrongDestination);
-            }
-            peer.traffic.received(len);
-            self.out.counters.traffic.received(len);
+            let packet = peer.accept(&spare[..len], &self.own.at)?;
+            self.out.counters.add_traffic(Traffic::received(len));
             match self.pings.answered(&packet, now) {
-                None => self.out.packets.push(len),
+                None => _ = self.out.packets.push(len),
                 Some((id, took)) => self.pings.finish(id, Ok(peer.pong(packet.source, took))),
             }
         }
         if !was_ready || matches!(opened, Opened::Established(_)) {
-            peer.flush(&mut self.out, now);
-            self.out.stay_awake(now);
+            peer.flush(&self.own, &mut self.out, now);
+            self.out.stay_awake(now, Pace::Busy);
         }
+        Ok(())
+    }
+}
+
+impl Overlay {
+    /// A packet that was opened and accepted, and may answer an echo of ours. If not it is one like any other.
+    fn handle_pong(&mut self, slot: Slot, bytes: &[u8], now: Instant) -> Result<(), Dropped> {
+        let packet = IpPacket::parse(bytes).ok_or(Dropped::InnerNotIp)?;
+        match (self.pings.answered(&packet, now), self.peers.lock(slot)) {
+            (Some((id, took)), Some(peer)) => self.pings.finish(id, Ok(peer.pong(packet.source, took))),
+            (Some(_) | None, Some(_) | None) => {
+                let spare = self.out.packets.spare(bytes.len()).ok_or(Dropped::BatchFull)?;
+                spare[..bytes.len()].copy_from_slice(bytes);
+                self.out.packets.push(bytes.len());
+            }
+        }
+        self.shared.set_pinging(self.pings.are_open());
         Ok(())
     }
 }

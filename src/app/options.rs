@@ -4,7 +4,7 @@ use wiremesh_certs::{JoinToken, OverlayIp, files};
 
 use crate::{
     cli::failure::Failure,
-    config::{Config, JoinTokenSource, MIN_OVERLAY_MTU},
+    config::{Config, JoinTokenSource, MIN_OVERLAY_MTU, OffloadConfig},
     directory, membership, overlay, services,
 };
 
@@ -55,11 +55,19 @@ pub fn overlay(config: &Config, member: &membership::io::Member) -> overlay::Set
                 keepalive_secs: peer.keepalive_secs,
             })
             .collect(),
+        rekey_after: config.overlay.rekey_after,
+        offloads: offloads(config),
         key: member.wg.clone(),
         address: member.verified.address(),
         network: member.trust.current().network(),
         trust: member.trust.clone(),
     }
+}
+
+/// What the kernel may do with many packets at once.
+pub fn offloads(config: &Config) -> overlay::Offloads {
+    let OffloadConfig { tun, udp_send, udp_receive } = config.overlay.offload;
+    overlay::Offloads { tun, udp_send, udp_receive }
 }
 
 /// What this node offers.

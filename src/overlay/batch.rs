@@ -4,8 +4,12 @@
 //! nothing is allocated. Datagrams of one size to one endpoint that follow one another lie contiguously and leave as
 //! one [`Transmit`]: the kernel cuts them apart again (UDP GSO).
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, ops::Range};
 
+use super::offload::VIRTIO_HEADER;
+
+/// What the TUN device hands over at most at once: a packet, large or not, and what it says of it.
+pub const MAX_FRAME: usize = VIRTIO_HEADER + 65_535;
 /// Room for a full batch read from the TUN device. One received buffer of 64 KiB, decrypted, takes a fourth of it.
 pub const BATCH_BYTES: usize = 256 * 1024;
 /// The same batch encrypted, and room for handshakes and introductions beside it.
@@ -125,7 +129,7 @@ impl<'a> Transmit<'a> {
     }
 }
 
-/// Decrypted packets for the TUN device.
+/// Packets from or for the TUN device.
 pub struct Packets {
     bytes: Box<[u8]>,
     used: usize,
@@ -156,19 +160,42 @@ impl Packets {
         (!full).then(|| &mut self.bytes[self.used..])
     }
 
-    /// The first `len` bytes of [`Packets::spare`] are a packet.
-    pub fn push(&mut self, len: usize) {
+    /// The first `len` bytes of [`Packets::spare`] are a packet. Where it lies in [`Packets::bytes`].
+    pub fn push(&mut self, len: usize) -> Range<usize> {
+        let start = self.used;
         self.used += len;
         self.lengths.push(len);
+        start..self.used
     }
 
     /// The next to write.
     pub fn pop(&mut self) -> Option<&[u8]> {
+        self.pop_mut().map(|packet| &*packet)
+    }
+
+    /// The next to write, or to change and write.
+    pub fn pop_mut(&mut self) -> Option<&mut [u8]> {
         let len = *self.lengths.get(self.taken)?;
         let start = self.taken_bytes;
         self.taken += 1;
         self.taken_bytes += len;
-        Some(&self.bytes[start..start + len])
+        Some(&mut self.bytes[start..start + len])
+    }
+
+    /// All packets, one behind the other.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// All packets, to change them.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
+    /// Forgets all packets.
+    pub fn clear(&mut self) {
+        self.lengths.clear();
+        (self.used, self.taken, self.taken_bytes) = (0, 0, 0);
     }
 }
 

@@ -1,6 +1,10 @@
 //! Why packets went no further, and how often.
 
-use std::fmt;
+use std::{
+    fmt,
+    ops::AddAssign,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use serde::Serialize;
 
@@ -28,7 +32,7 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// Outbound: neither an IPv4 nor an IPv6 packet, or cut short.
+    /// Outbound: neither an IPv4 nor an IPv6 packet, or cut short, or marked for offloads in a way that makes no sense.
     NotIp = "not_ip",
     /// Outbound: broadcast and multicast do not exist in the overlay.
     Multicast = "multicast",
@@ -46,8 +50,12 @@ reasons! {
     NoPath = "no_path",
     /// Both ways: a batch was full. It is drained between batches, so this is an overload of control traffic.
     BatchFull = "batch_full",
+    /// Both ways: more handshakes, introductions and packets without a session than are looked at in time.
+    Overload = "overload",
     /// Outbound: the operating system refused to send to an endpoint.
     Unreachable = "unreachable",
+    /// Outbound: no room in the socket's buffer for what may not wait for it.
+    Congested = "congested",
     /// Outbound: a datagram was larger than the way out takes.
     TooBig = "too_big",
     /// Inbound: no message of WireGuard or wiremesh, or cut short.
@@ -86,12 +94,15 @@ impl fmt::Display for Dropped {
     }
 }
 
-/// How often each [`Dropped`] happened, and what went through.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// How often each [`Dropped`] happened, and what went through. Threads that move packets share it: what goes through is
+/// added once a batch, what is dropped when it happens.
+#[derive(Debug, Default)]
 pub struct Counters {
-    dropped: [u64; Dropped::ALL.len()],
-    /// What went through.
-    pub traffic: Traffic,
+    dropped: [AtomicU64; Dropped::ALL.len()],
+    packets_out: AtomicU64,
+    bytes_out: AtomicU64,
+    packets_in: AtomicU64,
+    bytes_in: AtomicU64,
 }
 
 /// What went through, in packets of the overlay and their bytes.
@@ -108,24 +119,37 @@ pub struct Traffic {
 }
 
 impl Counters {
-    /// All zero.
-    pub fn new() -> Counters {
-        Counters { dropped: [0; Dropped::ALL.len()], traffic: Traffic::default() }
-    }
-
     /// One more of `dropped`.
-    pub fn count(&mut self, dropped: Dropped) {
+    pub fn count(&self, dropped: Dropped) {
         self.add(dropped, 1);
     }
 
     /// `times` more of `dropped`.
-    pub fn add(&mut self, dropped: Dropped, times: u64) {
-        self.dropped[dropped as usize] += times;
+    pub fn add(&self, dropped: Dropped, times: u64) {
+        self.dropped[dropped as usize].fetch_add(times, Relaxed);
+    }
+
+    /// More went through.
+    pub fn add_traffic(&self, more: Traffic) {
+        self.packets_out.fetch_add(more.packets_out, Relaxed);
+        self.bytes_out.fetch_add(more.bytes_out, Relaxed);
+        self.packets_in.fetch_add(more.packets_in, Relaxed);
+        self.bytes_in.fetch_add(more.bytes_in, Relaxed);
     }
 
     /// How often `dropped` happened.
     pub fn of(&self, dropped: Dropped) -> u64 {
-        self.dropped[dropped as usize]
+        self.dropped[dropped as usize].load(Relaxed)
+    }
+
+    /// What went through.
+    pub fn traffic(&self) -> Traffic {
+        Traffic {
+            packets_out: self.packets_out.load(Relaxed),
+            bytes_out: self.bytes_out.load(Relaxed),
+            packets_in: self.packets_in.load(Relaxed),
+            bytes_in: self.bytes_in.load(Relaxed),
+        }
     }
 
     /// Every reason with its count, zeros included.
@@ -134,21 +158,24 @@ impl Counters {
     }
 }
 
-impl Default for Counters {
-    fn default() -> Counters {
-        Counters::new()
+impl Traffic {
+    /// One packet out.
+    pub(super) fn sent(bytes: usize) -> Traffic {
+        Traffic { packets_out: 1, bytes_out: bytes as u64, ..Traffic::default() }
+    }
+
+    /// One packet in.
+    pub(super) fn received(bytes: usize) -> Traffic {
+        Traffic { packets_in: 1, bytes_in: bytes as u64, ..Traffic::default() }
     }
 }
 
-impl Traffic {
-    pub(super) fn sent(&mut self, bytes: usize) {
-        self.packets_out += 1;
-        self.bytes_out += bytes as u64;
-    }
-
-    pub(super) fn received(&mut self, bytes: usize) {
-        self.packets_in += 1;
-        self.bytes_in += bytes as u64;
+impl AddAssign for Traffic {
+    fn add_assign(&mut self, more: Traffic) {
+        self.packets_out += more.packets_out;
+        self.bytes_out += more.bytes_out;
+        self.packets_in += more.packets_in;
+        self.bytes_in += more.bytes_in;
     }
 }
 
@@ -160,7 +187,7 @@ mod tests {
 
     #[test]
     fn every_reason_has_a_label_of_its_own_and_a_counter_of_its_own() {
-        let mut counters = Counters::new();
+        let counters = Counters::default();
         for dropped in Dropped::ALL {
             counters.count(*dropped);
         }

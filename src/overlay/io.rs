@@ -1,14 +1,17 @@
-//! The overlay in the world: a TUN device, a UDP socket, netlink, and the loop that moves packets between them.
+//! The overlay in the world: a TUN device, a UDP socket, netlink, and what moves packets between them.
 //!
-//! Two tasks: `overlay` owns the machine, the device and the socket; `overlay-links` watches the machine's network
-//! interfaces and keeps endpoints and MTU true to them. Everybody else holds a [`Handle`].
+//! `overlay-outbound` and `overlay-inbound` carry packets on threads of their own (see [`lanes`]). The task `overlay` owns
+//! the machine, which takes what they leave and keeps time; `overlay-links` watches the machine's network interfaces and
+//! keeps endpoints and MTU true to them. Everybody else holds a [`Handle`].
 
+mod device;
 mod handle;
+mod lanes;
 mod links;
+mod socket;
+mod sys;
 #[cfg(test)]
 mod tests;
-mod tun;
-mod udp;
 
 use std::{collections::BTreeMap, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
@@ -21,16 +24,18 @@ use tokio::{
 };
 use wiremesh_certs::{OverlayIp, TrustStore, WgPrivateKey};
 
-use self::{handle::Command, links::Links};
-pub use self::{
-    handle::Handle,
-    tun::{Tun, TunDevice},
-    udp::{Received, Udp, UnderlaySocket},
+pub use self::handle::Handle;
+use self::{
+    device::{Tun, TunDevice},
+    handle::Command,
+    lanes::Asides,
+    links::Links,
+    socket::{Udp, UnderlaySocket, Wait},
 };
 use super::{
-    ConfiguredPeer, Event, Overlay, Parameters, Status,
-    batch::Packets,
+    Aside, ConfiguredPeer, Event, Offloads, Overlay, Parameters, Status,
     endpoints::{self, Families},
+    offload::Takes,
     ping::{PingFailed, PingId, Pong},
 };
 use crate::{
@@ -42,10 +47,12 @@ use crate::{
 const MAX_COMMANDS: usize = 256;
 /// Events that wait for the app; beyond it they are lost, and questions asked again.
 const MAX_EVENTS: usize = 256;
+/// What a thread that carries packets may leave to the loop; beyond it is dropped. A few milliseconds of handshakes.
+const MAX_ASIDES: usize = 512;
+/// What the loop takes of that at once, before it sends what follows.
+const ASIDES_AT_ONCE: usize = 32;
 /// When nothing is due the loop still looks around this often.
 const IDLE: Duration = Duration::from_secs(3600);
-/// How long the loop holds back after the socket refused to receive, so that an error that stays does not spin.
-const AFTER_RECEIVE_ERROR: Duration = Duration::from_millis(50);
 
 /// What the operator and the certificate say about the overlay.
 #[derive(Clone)]
@@ -60,6 +67,10 @@ pub struct Settings {
     pub advertise: Vec<SocketAddr>,
     /// Standard WireGuard peers.
     pub peers: Vec<ConfiguredPeer>,
+    /// The age at which a session gets new keys, [`super::REKEY_AFTER`] at most.
+    pub rekey_after: Duration,
+    /// What the kernel may do with many packets at once.
+    pub offloads: Offloads,
     /// Our WireGuard key.
     pub key: Arc<WgPrivateKey>,
     /// Our overlay address.
@@ -81,16 +92,19 @@ struct Place {
 
 /// Whether this machine lets us have what [`start`] will need. For before joining, which cannot be undone.
 pub fn check(interface: &str, listen_port: u16) -> anyhow::Result<()> {
-    UnderlaySocket::bind(listen_port).with_context(|| format!("opening UDP port {listen_port}"))?;
-    TunDevice::create(interface).with_context(|| format!("creating the TUN device {interface}"))?;
+    let offloads = Offloads::default();
+    UnderlaySocket::bind(listen_port, &offloads).with_context(|| format!("opening UDP port {listen_port}"))?;
+    TunDevice::create(interface, &offloads).with_context(|| format!("creating the TUN device {interface}"))?;
     Ok(())
 }
 
 /// Makes the interface and starts carrying packets. The interface, its address and its routes are gone when the tasks
 /// have stopped, however they stopped: they live as long as the device is open.
 pub async fn start(settings: Settings, tasks: &Tasks) -> anyhow::Result<(Handle, mpsc::Receiver<Event>)> {
-    let Settings { interface, listen_port, mtu, advertise, peers, key, address, network, trust } = settings;
-    let udp = UnderlaySocket::bind(listen_port).with_context(|| format!("opening UDP port {listen_port}"))?;
+    let Settings { interface, listen_port, mtu, advertise, peers, rekey_after, offloads, key, address, network, trust } =
+        settings;
+    let udp =
+        UnderlaySocket::bind(listen_port, &offloads).with_context(|| format!("opening UDP port {listen_port}"))?;
     let listen_port = udp.port()?;
     let families = udp.families();
     let links = Links::open(tasks).context("opening netlink")?;
@@ -98,7 +112,7 @@ pub async fn start(settings: Settings, tasks: &Tasks) -> anyhow::Result<(Handle,
     let fixed_mtu = mtu.map(|mtu| mtu.max(endpoints::MIN_MTU));
     let mtu = fixed_mtu.unwrap_or_else(|| endpoints::overlay_mtu(&interfaces, &interface, families));
     // Without the device there is no overlay: what was begun ends quietly, the error says all.
-    let tun = TunDevice::create(&interface)
+    let tun = TunDevice::create(&interface, &offloads)
         .inspect_err(|_| tasks.stop())
         .with_context(|| format!("creating the TUN device {interface}"))?;
     links
@@ -108,7 +122,8 @@ pub async fn start(settings: Settings, tasks: &Tasks) -> anyhow::Result<(Handle,
         .with_context(|| format!("setting up {interface} with {address} in {network}"))?;
     tracing::info!(%interface, %address, mtu, listen_port, "overlay is up");
 
-    let parameters = Parameters { key: &key, address, network, trust, seed: rand::rngs::OsRng.try_next_u64()? };
+    let parameters =
+        Parameters { key: &key, address, network, trust, rekey_after, seed: rand::rngs::OsRng.try_next_u64()? };
     let mut overlay = Overlay::new(parameters, clock::now());
     for peer in &peers {
         overlay
@@ -121,31 +136,61 @@ pub async fn start(settings: Settings, tasks: &Tasks) -> anyhow::Result<(Handle,
     let (place_sender, place) = watch::channel(place);
     let (commands_sender, commands) = mpsc::channel(MAX_COMMANDS);
     let (events_sender, events) = mpsc::channel(MAX_EVENTS);
-    tasks.spawn("overlay-links", |stop| watching.run(links, place_sender, stop));
-    let outside = Outside { tun, udp, commands, events: events_sender, place: place.clone() };
+    let takes = tun.takes();
+    let (tun, udp) = (Arc::new(tun), Arc::new(udp));
+    let asides = carry(&overlay, takes, &tun, &udp, tasks);
+    let closing = Arc::clone(&udp);
+    tasks.spawn("overlay-links", |stop| watching.run(links, place_sender, stop, move || closing.close()));
+    let outside = Outside { tun, udp, asides, commands, events: events_sender, place: place.clone() };
     tasks.spawn("overlay", |stop| run(overlay, outside, stop));
     Ok((Handle::new(commands_sender, place), events))
 }
 
+/// Starts the threads that carry packets. What they leave to the loop.
+fn carry<T: Tun, U: Udp>(
+    overlay: &Overlay,
+    takes: Takes,
+    tun: &Arc<T>,
+    udp: &Arc<U>,
+    tasks: &Tasks,
+) -> [mpsc::Receiver<Aside>; 2] {
+    let (machine, tun_there, udp_there) = (overlay.outbound(), Arc::clone(tun), Arc::clone(udp));
+    let (sender, left_outbound) = mpsc::channel(MAX_ASIDES);
+    let asides = Asides::new(sender, Arc::clone(overlay.counters()));
+    tasks.spawn("overlay-outbound", |stop| {
+        lanes::run("wm-outbound", stop, move || lanes::outbound(machine, &*tun_there, &*udp_there, &asides))
+    });
+    let (machine, tun_there, udp_there) = (overlay.inbound(takes), Arc::clone(tun), Arc::clone(udp));
+    let (sender, left_inbound) = mpsc::channel(MAX_ASIDES);
+    let asides = Asides::new(sender, Arc::clone(overlay.counters()));
+    tasks.spawn("overlay-inbound", |stop| {
+        let stopped = stop.clone();
+        lanes::run("wm-inbound", stop, move || lanes::inbound(machine, &*tun_there, &*udp_there, &asides, &stopped))
+    });
+    [left_outbound, left_inbound]
+}
+
 /// Everything the loop waits for and writes to.
 struct Outside<T, U> {
-    tun: T,
-    udp: U,
+    tun: Arc<T>,
+    udp: Arc<U>,
+    /// Apart, so that a flood from one side leaves room for the other.
+    asides: [mpsc::Receiver<Aside>; 2],
     commands: mpsc::Receiver<Command>,
     events: mpsc::Sender<Event>,
     place: watch::Receiver<Place>,
 }
 
-/// Moves packets until `stop`.
+/// Does what the threads that carry packets leave to do, until `stop`.
 async fn run<T: Tun, U: Udp>(
     mut overlay: Overlay,
     outside: Outside<T, U>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let Outside { mut tun, mut udp, mut commands, events, place } = outside;
+    let Outside { tun, udp, asides: [mut left_outbound, mut left_inbound], mut commands, events, place } = outside;
     let mut pings = BTreeMap::new();
-    let mut received = Received::default();
-    let mut read = Packets::new();
+    let mut outbound = Vec::with_capacity(ASIDES_AT_ONCE);
+    let mut inbound = Vec::with_capacity(ASIDES_AT_ONCE);
     let mut alarm = pin!(sleep_until(Deadline::now() + IDLE));
     loop {
         let (wake_at, why) = overlay.poll_timeout().unwrap_or((clock::now() + IDLE, "idle"));
@@ -162,33 +207,14 @@ async fn run<T: Tun, U: Udp>(
 
             Some(command) = commands.recv() => obey(command, &mut overlay, &mut pings, &place),
 
-            arrived = udp.recv(&mut received) => match arrived {
-                Ok(()) => for buffer in received.buffers() {
-                    let (now, unix) = (clock::now(), clock::unix());
-                    for datagram in buffer.datagrams() {
-                        if let Err(dropped) = overlay.handle_datagram(buffer.from, datagram, now, unix) {
-                            tracing::trace!(from = %buffer.from, %dropped, "datagram dropped");
-                        }
-                    }
-                    flush(&mut overlay, &mut tun, &mut udp).await?;
-                },
-                Err(error) => {
-                    tracing::debug!(%error, "receiving failed");
-                    tokio::time::sleep(AFTER_RECEIVE_ERROR).await;
-                }
-            },
+            1.. = left_outbound.recv_many(&mut outbound, ASIDES_AT_ONCE) => {}
 
-            filled = tun.recv(&mut read) => {
-                filled.context("reading from the TUN device")?;
-                let now = clock::now();
-                while let Some(packet) = read.pop() {
-                    if let Err(dropped) = overlay.handle_tun_packet(packet, now) {
-                        tracing::trace!(%dropped, "packet dropped");
-                    }
-                }
-            }
+            1.. = left_inbound.recv_many(&mut inbound, ASIDES_AT_ONCE) => {}
         }
-        flush(&mut overlay, &mut tun, &mut udp).await?;
+        for aside in outbound.drain(..).chain(inbound.drain(..)) {
+            overlay.handle_aside(aside, clock::now(), clock::unix());
+        }
+        flush(&mut overlay, &*tun, &*udp);
         while let Some(event) = overlay.poll_event() {
             if let Err(error) = events.try_send(event) {
                 tracing::debug!(%error, "event lost");
@@ -203,21 +229,20 @@ async fn run<T: Tun, U: Udp>(
     }
 }
 
-/// Does what the machine asks of the device and the socket.
-async fn flush(overlay: &mut Overlay, tun: &mut impl Tun, udp: &mut impl Udp) -> anyhow::Result<()> {
+/// Does what the machine asks of the device and the socket. Neither makes the loop wait.
+fn flush(overlay: &mut Overlay, tun: &impl Tun, udp: &impl Udp) {
     while let Some(transmit) = overlay.poll_transmit() {
         let to = transmit.to;
-        if let Err(dropped) = udp.send(&transmit).await {
+        if let Err(dropped) = udp.send(&transmit, Wait::No) {
             overlay.on_send_failed(to, dropped, clock::now());
         }
     }
     while let Some(packet) = overlay.poll_packet() {
-        if let Err(error) = tun.send(packet).await {
+        if let Err(error) = lanes::write_plain(tun, packet) {
             tracing::trace!(%error, "the TUN device refused a packet");
             overlay.on_device_failed();
         }
     }
-    Ok(())
 }
 
 fn obey(
@@ -268,10 +293,17 @@ struct Watching {
 }
 
 impl Watching {
-    async fn run(self, mut links: Links, place: watch::Sender<Place>, stop: CancellationToken) -> anyhow::Result<()> {
+    /// At the end the interface goes and `close` is called: the threads that wait for packets notice.
+    async fn run(
+        self,
+        mut links: Links,
+        place: watch::Sender<Place>,
+        stop: CancellationToken,
+        close: impl FnOnce(),
+    ) -> anyhow::Result<()> {
         loop {
             tokio::select! {
-                () = stop.cancelled() => return Ok(()),
+                () = stop.cancelled() => break,
                 () = links.changed() => {}
             }
             match links.interfaces().await {
@@ -280,6 +312,11 @@ impl Watching {
                 Err(error) => tracing::warn!("listing network interfaces failed: {error:#}"),
             }
         }
+        close();
+        if let Err(error) = links.remove(&self.interface).await {
+            tracing::debug!("removing {}: {error:#}", self.interface);
+        }
+        Ok(())
     }
 
     async fn follow(&self, interfaces: &[endpoints::Interface], links: &Links, place: &watch::Sender<Place>) {

@@ -10,8 +10,8 @@ use wiremesh_certs::{NodeRecord, Opened, OverlayIp, Refused, Signed, UnixTime, V
 use super::{
     ConfiguredPeer, Dropped, Event, Overlay,
     peer::{Left, Peer, PeerSource, Reach},
-    peers::{MAX_PEERS, Slot},
-    session::Session,
+    peers::{MAX_PEERS, Slot, lock},
+    session::{Pace, Session},
 };
 
 /// Why somebody was not taken as a peer.
@@ -74,7 +74,7 @@ impl Overlay {
     /// Command: a standard WireGuard peer, from the configuration.
     pub fn configure_peer(&mut self, configured: &ConfiguredPeer, now: Instant) -> Result<(), NotAPeer> {
         let ConfiguredPeer { public_key, allowed, endpoint, keepalive_secs } = configured;
-        let ourselves = IpNet::from(self.own.address.0);
+        let ourselves = IpNet::from(self.own.at.address.0);
         if *public_key == self.own.key || allowed.contains(&ourselves) {
             return Err(NotAPeer::Ourselves);
         }
@@ -83,12 +83,11 @@ impl Overlay {
             return Err(NotAPeer::Configured);
         }
         let slot = self.insert(PeerSource::Configured, *public_key, allowed.clone(), *keepalive_secs, now)?;
-        let Some(peer) = self.peers.get_mut(slot) else { return Ok(()) };
-        if let Some(endpoint) = endpoint {
+        if let (Some(endpoint), Some(mut peer)) = (endpoint, self.peers.lock(slot)) {
             peer.path.set_configured(*endpoint);
         }
         if keepalive_secs.is_some() {
-            self.out.stay_awake(now);
+            self.out.stay_awake(now, Pace::Busy);
         }
         Ok(())
     }
@@ -116,7 +115,7 @@ impl Overlay {
         if !self.own.set_record(record, opened.by.serial()) {
             return Ok(());
         }
-        for (_, peer) in self.peers.iter_mut() {
+        for (_, mut peer) in self.peers.iter() {
             peer.owes_introduction = peer.verified().is_some();
         }
         self.out.wake.note(Some((now, "our certificate changed")));
@@ -141,15 +140,15 @@ impl Overlay {
         now: Instant,
     ) -> Result<(), Dropped> {
         let Opened { by, payload, signed } = opened;
-        let known = self.peers.by_id(&by.id()).and_then(|slot| self.peers.get(slot));
-        if known.is_some_and(|peer| payload.sequence < peer.sequence) {
+        let known = self.peers.by_id(&by.id()).and_then(|slot| self.peers.lock(slot)).map(|peer| peer.sequence);
+        if known.is_some_and(|sequence| payload.sequence < sequence) {
             return Err(Dropped::IntroductionStale);
         }
         let slot = self.place(&by, now).map_err(|why| {
             tracing::debug!(id = %by.id(), %why, "introduction refused");
             Dropped::IntroductionRefused
         })?;
-        if let Some(peer) = self.peers.get_mut(slot) {
+        if let Some(mut peer) = self.peers.lock(slot) {
             peer.path.observe(from);
             peer.record = Some(signed.clone());
         }
@@ -161,8 +160,8 @@ impl Overlay {
     /// Whether somebody we know repeats itself: introductions go to every endpoint and with every handshake.
     pub(super) fn is_repeated(&mut self, record: &[u8], from: SocketAddr) -> bool {
         let is_same = |peer: &Peer| peer.record.as_ref().is_some_and(|known| known.as_bytes() == record);
-        let same = self.peers.iter_mut().find(|(_, peer)| is_same(peer));
-        if let Some((_, peer)) = same {
+        let same = self.peers.iter().find(|(_, peer)| is_same(peer));
+        if let Some((_, mut peer)) = same {
             peer.path.observe(from);
             return true;
         }
@@ -172,24 +171,31 @@ impl Overlay {
     /// Puts a peer out and says so.
     pub(super) fn remove(&mut self, slot: Slot, why: Left) {
         let Some(peer) = self.peers.remove(slot) else { return };
+        self.publish();
+        let peer = lock(&peer);
         self.out.counters.add(Dropped::HeldTooLong, peer.held.len() as u64);
-        if let PeerSource::Verified(verified) = peer.source {
+        if let Some(verified) = peer.verified() {
             tracing::info!(name = %verified.name(), id = %verified.id(), ?why, "peer left");
-            self.out.tell(Event::Left(verified, why));
+            self.out.tell(Event::Left(verified.clone(), why));
         }
+    }
+
+    /// From here on the threads that move packets know the peers that we know.
+    fn publish(&self) {
+        self.shared.peers.store(Arc::new(self.peers.clone()));
     }
 
     /// The peer that `verified` is, by this certificate or a newer one.
     fn place(&mut self, verified: &Verified, now: Instant) -> Result<Slot, NotAPeer> {
         let (key, address) = (verified.wg(), verified.address());
-        if key == self.own.key || address == self.own.address {
+        if key == self.own.key || address == self.own.at.address {
             return Err(NotAPeer::Ourselves);
         }
         let holders = [self.peers.by_id(&verified.id()), self.peers.by_key(&key), self.peers.by_address(address)];
         if let [Some(slot), Some(by_key), Some(by_address)] = holders
             && slot == by_key
             && slot == by_address
-            && let Some(peer) = self.peers.get_mut(slot)
+            && let Some(mut peer) = self.peers.lock(slot)
         {
             if peer.verified().is_some_and(|known| known.not_before() <= verified.not_before()) {
                 peer.source = PeerSource::Verified(verified.clone());
@@ -197,12 +203,13 @@ impl Overlay {
             return Ok(slot);
         }
         for slot in holders.into_iter().flatten() {
-            match self.peers.get(slot).map(|peer| &peer.source) {
-                Some(PeerSource::Configured) => return Err(NotAPeer::Configured),
-                Some(PeerSource::Verified(known)) if known.not_before() > verified.not_before() => {
+            let Some(peer) = self.peers.lock(slot) else { continue };
+            match &peer.source {
+                PeerSource::Configured => return Err(NotAPeer::Configured),
+                PeerSource::Verified(known) if known.not_before() > verified.not_before() => {
                     return Err(NotAPeer::Superseded);
                 }
-                Some(PeerSource::Verified(_)) | None => {}
+                PeerSource::Verified(_) => {}
             }
         }
         holders.into_iter().flatten().for_each(|slot| self.remove(slot, Left::Replaced));
@@ -222,21 +229,23 @@ impl Overlay {
             self.remove(idle, Left::Idle);
         }
         let seed = self.rng.random();
-        let (own, unlimited) = (&self.own.secret, &self.unlimited);
+        let (own, unlimited, rekey_after) = (&self.own.secret, &self.unlimited, self.rekey_after);
         let make = |index| {
-            let session = Session::new(own, &key, keepalive_secs, index, Arc::clone(unlimited), seed);
+            let session = Session::new(own, &key, keepalive_secs, index, Arc::clone(unlimited), rekey_after, seed);
             Peer::new(source, key, allowed, session, now)
         };
-        self.peers.insert(&mut self.rng, make).ok_or(NotAPeer::Full)
+        let slot = self.peers.insert(&mut self.rng, make).ok_or(NotAPeer::Full)?;
+        self.publish();
+        Ok(slot)
     }
 
     /// Takes over what a record says about the way to a peer, unless a newer one said otherwise, and sends what waited.
     fn learn(&mut self, slot: Slot, record: &NodeRecord, now: Instant) {
-        let Some(peer) = self.peers.get_mut(slot) else { return };
+        let Some(mut peer) = self.peers.lock(slot) else { return };
         if record.sequence >= peer.sequence {
             peer.sequence = record.sequence;
             let before = peer.path.everywhere();
-            peer.path.set_candidates(&record.endpoints, &self.own.network);
+            peer.path.set_candidates(&record.endpoints, &self.own.at.network);
             if peer.session.is_connecting() && peer.path.everywhere().iter().any(|to| !before.contains(to)) {
                 peer.initiate(Reach::Everywhere, &self.own, &mut self.out, now);
             }
@@ -247,7 +256,7 @@ impl Overlay {
         }
         if peer.held.len() > 0 {
             match peer.session.is_ready() {
-                true => peer.flush(&mut self.out, now),
+                true => peer.flush(&self.own, &mut self.out, now),
                 false => peer.connect(&self.own, &mut self.out, now),
             }
         }

@@ -1,12 +1,12 @@
 //! What the machine wants of the world, until the loop fetches it.
 
-use std::{collections::VecDeque, time::Instant};
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use super::{
     Dropped, Event,
     batch::{Packets, Transmits},
     dropped::Counters,
-    session::TICK,
+    session::Pace,
 };
 
 /// Events kept until they are fetched; beyond it the oldest goes. What was asked in it is asked again.
@@ -19,7 +19,7 @@ pub struct Outbox {
     /// For the TUN device.
     pub packets: Packets,
     /// What was dropped and what went through.
-    pub counters: Counters,
+    pub counters: Arc<Counters>,
     /// When to wake the machine.
     pub wake: Wake,
     /// When sessions are to be ticked, if one is awake.
@@ -29,11 +29,11 @@ pub struct Outbox {
 
 impl Outbox {
     /// Empty.
-    pub fn new() -> Outbox {
+    pub fn new(counters: Arc<Counters>) -> Outbox {
         Outbox {
             transmits: Transmits::new(),
             packets: Packets::new(),
-            counters: Counters::new(),
+            counters,
             wake: Wake::default(),
             tick_at: None,
             events: VecDeque::with_capacity(MAX_EVENTS),
@@ -54,13 +54,15 @@ impl Outbox {
     }
 
     /// A session is awake: tick it.
-    pub fn stay_awake(&mut self, now: Instant) {
-        let at = *self.tick_at.get_or_insert(now + TICK);
+    pub fn stay_awake(&mut self, now: Instant, pace: Pace) {
+        let at = now + pace.tick();
+        let at = self.tick_at.map_or(at, |earlier| earlier.min(at));
+        self.tick_at = Some(at);
         self.wake.note(Some((at, "sessions tick")));
     }
 
     /// Counts a datagram for which there was no room. False, to stand at the end of an `||`.
-    pub fn full(&mut self) -> bool {
+    pub fn full(&self) -> bool {
         self.counters.count(Dropped::BatchFull);
         false
     }

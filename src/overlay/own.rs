@@ -4,14 +4,21 @@ use boringtun::x25519::{PublicKey, StaticSecret};
 use ipnet::IpNet;
 use wiremesh_certs::{NodeRecord, OverlayIp, Serial, Signed, WgPrivateKey, WgPublicKey};
 
-use super::{Dropped, introduction::IntroductionKey, packet::IpPacket, packet::is_for_many};
+use super::{Dropped, introduction::IntroductionKey, packet::is_for_many};
 
-/// What does not change while the overlay runs, and the record that does.
-pub struct Own {
+/// Where we are in the overlay, which decides what may leave and what may come in.
+#[derive(Clone, Copy, Debug)]
+pub struct OwnAddress {
     /// Our overlay address.
     pub address: OverlayIp,
     /// The overlay network.
     pub network: IpNet,
+}
+
+/// What does not change while the overlay runs, and the record that does.
+pub struct Own {
+    /// Where we are in the overlay.
+    pub at: OwnAddress,
     /// Our WireGuard key. Zeroed when dropped.
     pub secret: StaticSecret,
     /// Its public half, as boringtun wants it …
@@ -25,11 +32,10 @@ pub struct Own {
 
 impl Own {
     /// Without a record yet: nobody can be introduced to us.
-    pub fn new(key: &WgPrivateKey, address: OverlayIp, network: IpNet) -> Own {
+    pub fn new(key: &WgPrivateKey, at: OwnAddress) -> Own {
         let secret = StaticSecret::from(*key.bytes());
         Own {
-            address,
-            network,
+            at,
             public: PublicKey::from(&secret),
             secret,
             key: key.public(),
@@ -48,16 +54,18 @@ impl Own {
     pub fn record(&self) -> Option<&Signed<NodeRecord>> {
         self.record.as_ref().map(|(record, _)| record)
     }
+}
 
+impl OwnAddress {
     /// Whether a packet of ours may go where it wants to.
-    pub fn may_send(&self, packet: &IpPacket<'_>) -> Result<(), Dropped> {
-        if is_for_many(packet.destination, &self.network) {
+    pub fn may_send(&self, source: OverlayIp, destination: OverlayIp) -> Result<(), Dropped> {
+        if is_for_many(destination, &self.network) {
             return Err(Dropped::Multicast);
         }
-        if packet.source != self.address {
+        if source != self.address {
             return Err(Dropped::ForeignSource);
         }
-        if packet.destination == self.address || !self.network.contains(&packet.destination.0) {
+        if destination == self.address || !self.network.contains(&destination.0) {
             return Err(Dropped::NoRoute);
         }
         Ok(())

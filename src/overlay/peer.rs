@@ -1,6 +1,9 @@
 //! One other node: who it is, the session with it, the way to it.
 
-use std::{net::SocketAddr, time::Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use ipnet::IpNet;
 use wiremesh_certs::{NodeRecord, OverlayIp, Signed, UnixTime, Verified, WgPublicKey};
@@ -12,9 +15,10 @@ use super::{
     held::Held,
     introduction::{IntroductionKey, MAX_DATAGRAM},
     outbox::Outbox,
-    own::Own,
+    own::{Own, OwnAddress},
+    packet::IpPacket,
     path::Path,
-    session::{Due, INITIATION, MIN_SPARE, OVERHEAD, Opened, Session, Ticked},
+    session::{Due, INITIATION, MIN_SPARE, OVERHEAD, Opened, Pace, Session, Ticked},
 };
 
 /// Why somebody is a peer. There is no third way.
@@ -48,6 +52,8 @@ pub enum Left {
     Replaced,
 }
 
+/// After the last packet WireGuard may owe an answer (after 10 s) or expect one (after 15 s).
+const BUSY_FOR: Duration = Duration::from_secs(16);
 /// The most that one peer writes into the outbox at once: a handshake and an introduction to every endpoint.
 pub const ROOM: usize = (super::path::MAX_CANDIDATES + 2) * (MAX_DATAGRAM + INITIATION);
 
@@ -101,7 +107,10 @@ impl Peer {
     pub fn send(&mut self, packet: &[u8], own: &Own, out: &mut Outbox, now: Instant) -> Result<(), Dropped> {
         self.used_at = now;
         if self.session.is_ready() {
-            return self.seal(packet, out, now);
+            self.seal(packet, &mut out.transmits, now)?;
+            out.counters.add_traffic(Traffic::sent(packet.len()));
+            out.wake.note(self.session.poll_timeout());
+            return Ok(());
         }
         if self.held.push(packet, now) {
             out.counters.count(Dropped::HeldTooMany);
@@ -126,7 +135,7 @@ impl Peer {
             self.transmit_initiation(&initiation[..len], reach, own, out, now);
         }
         out.wake.note(self.session.poll_timeout());
-        out.stay_awake(now);
+        out.stay_awake(now, Pace::Busy);
     }
 
     /// Moves the session's clock and sends what that brings.
@@ -145,6 +154,7 @@ impl Peer {
         let due = self.session.due(now);
         match due {
             Some(Due::Retry(_) | Due::Suspect) => self.initiate(Reach::Everywhere, own, out, now),
+            Some(Due::Rekey) => self.initiate(Reach::Likely, own, out, now),
             Some(Due::GaveUp) | None => {}
         }
         if self.owes_introduction && self.session.is_ready() {
@@ -189,8 +199,54 @@ impl Peer {
         Ok(opened)
     }
 
+    /// Encrypts a packet for this peer, if there is a session.
+    pub fn seal(&mut self, packet: &[u8], transmits: &mut Transmits, now: Instant) -> Result<(), Dropped> {
+        let to = self.path.current().ok_or(Dropped::NoPath)?;
+        let spare = transmits.spare((packet.len() + OVERHEAD).max(MIN_SPARE)).ok_or(Dropped::BatchFull)?;
+        let len = self.session.seal(packet, spare, now).ok_or(Dropped::UnknownSession)?;
+        transmits.push(len, to);
+        if self.session.is_doubtful() {
+            self.held.push(packet, now);
+        }
+        self.used_at = now;
+        self.traffic += Traffic::sent(packet.len());
+        Ok(())
+    }
+
+    /// What data for this session says, if there is a session. The length of a packet at the start of `spare`; none if
+    /// the peer just gave a sign of life.
+    pub fn open_data(
+        &mut self,
+        from: SocketAddr,
+        datagram: &[u8],
+        spare: &mut [u8],
+        now: Instant,
+    ) -> Result<Option<usize>, Dropped> {
+        let opened = self.session.open(from.ip(), datagram, spare, now)?;
+        self.used_at = now;
+        self.heard(from, now);
+        self.held.clear();
+        match opened {
+            Opened::Packet(len) => Ok(Some(len)),
+            Opened::Keepalive | Opened::Established(_) | Opened::Answered(_) | Opened::Cookie => Ok(None),
+        }
+    }
+
+    /// A packet that came out of this session, if it is the peer's to send and ours to take.
+    pub fn accept<'a>(&mut self, packet: &'a [u8], own: &OwnAddress) -> Result<IpPacket<'a>, Dropped> {
+        let parsed = IpPacket::parse(packet).ok_or(Dropped::InnerNotIp)?;
+        if !self.speaks_for(parsed.source) {
+            return Err(Dropped::SpoofedSource);
+        }
+        if parsed.destination != own.address {
+            return Err(Dropped::WrongDestination);
+        }
+        self.traffic += Traffic::received(packet.len());
+        Ok(parsed)
+    }
+
     /// Sends what waited, if there is a session.
-    pub fn flush(&mut self, out: &mut Outbox, now: Instant) {
+    pub fn flush(&mut self, own: &Own, out: &mut Outbox, now: Instant) {
         if !self.session.is_ready() {
             return;
         }
@@ -199,10 +255,16 @@ impl Peer {
             self.transmit(&kept[..len], out);
         }
         for packet in std::mem::take(&mut self.held).packets() {
-            if let Err(dropped) = self.seal(&packet, out, now) {
+            if let Err(dropped) = self.send(&packet, own, out, now) {
                 out.counters.count(dropped);
             }
         }
+    }
+
+    /// How closely its session has to be watched; none if time does not matter to it.
+    pub fn pace(&self, now: Instant) -> Option<Pace> {
+        let busy = self.session.is_connecting() || now < self.used_at + BUSY_FOR;
+        self.session.is_awake(now).then_some(if busy { Pace::Busy } else { Pace::Quiet })
     }
 
     /// Why it may not be a peer any longer, if so.
@@ -224,20 +286,6 @@ impl Peer {
             PeerSource::Verified(verified) => Some(verified),
             PeerSource::Configured => None,
         }
-    }
-
-    fn seal(&mut self, packet: &[u8], out: &mut Outbox, now: Instant) -> Result<(), Dropped> {
-        let to = self.path.current().ok_or(Dropped::NoPath)?;
-        let spare = out.transmits.spare((packet.len() + OVERHEAD).max(MIN_SPARE)).ok_or(Dropped::BatchFull)?;
-        let len = self.session.seal(packet, spare, now).ok_or(Dropped::UnknownSession)?;
-        out.transmits.push(len, to);
-        if self.session.is_doubtful() {
-            self.held.push(packet, now);
-        }
-        self.traffic.sent(packet.len());
-        out.counters.traffic.sent(packet.len());
-        out.wake.note(self.session.poll_timeout());
-        Ok(())
     }
 
     fn heard(&mut self, from: SocketAddr, now: Instant) {

@@ -1,8 +1,14 @@
 //! The table of peers: found by slot, by the number they call us by, by key, by identity and by overlay address.
 //!
+//! A clone of the table is a snapshot of who is a peer; the peers in it are shared, each behind a lock of its own. Whoever
+//! moves packets takes that lock once for all packets of one peer that follow one another, and holds no other meanwhile.
+//!
 //! **Invariant:** a key, an identity and an address lead to one peer at most, and to none that is not in the table.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use ipnet::IpNet;
 use rand::{Rng, rngs::StdRng};
@@ -22,14 +28,21 @@ const INDEX_BITS: u32 = 24;
 pub struct Slot(usize);
 
 /// All peers.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Peers {
-    slots: Vec<Option<(u32, Peer)>>,
+    slots: Vec<Option<Entry>>,
     by_address: BTreeMap<OverlayIp, Slot>,
     /// What configured peers may speak for beyond single addresses, longest prefix first.
     by_network: Vec<(IpNet, Slot)>,
     by_key: BTreeMap<WgPublicKey, Slot>,
     by_id: BTreeMap<NodeId, Slot>,
+}
+
+#[derive(Clone)]
+struct Entry {
+    /// What the peer calls us by.
+    index: u32,
+    peer: Arc<Mutex<Peer>>,
 }
 
 impl Peers {
@@ -54,16 +67,17 @@ impl Peers {
         if let PeerSource::Verified(verified) = &peer.source {
             self.by_id.insert(verified.id(), slot);
         }
+        let entry = Some(Entry { index, peer: Arc::new(Mutex::new(peer)) });
         match self.slots.get_mut(free) {
-            Some(place) => *place = Some((index, peer)),
-            None => self.slots.push(Some((index, peer))),
+            Some(place) => *place = entry,
+            None => self.slots.push(entry),
         }
         Some(slot)
     }
 
-    /// Takes a peer out.
-    pub fn remove(&mut self, slot: Slot) -> Option<Peer> {
-        let (_, peer) = self.slots.get_mut(slot.0)?.take()?;
+    /// Takes a peer out of this table. Snapshots taken before still have it.
+    pub fn remove(&mut self, slot: Slot) -> Option<Arc<Mutex<Peer>>> {
+        let Entry { peer, .. } = self.slots.get_mut(slot.0)?.take()?;
         self.by_address.retain(|_, at| *at != slot);
         self.by_network.retain(|(_, at)| *at != slot);
         self.by_key.retain(|_, at| *at != slot);
@@ -71,14 +85,9 @@ impl Peers {
         Some(peer)
     }
 
-    /// The peer at `slot`.
-    pub fn get_mut(&mut self, slot: Slot) -> Option<&mut Peer> {
-        self.slots.get_mut(slot.0)?.as_mut().map(|(_, peer)| peer)
-    }
-
-    /// The peer at `slot`.
-    pub fn get(&self, slot: Slot) -> Option<&Peer> {
-        self.slots.get(slot.0)?.as_ref().map(|(_, peer)| peer)
+    /// The peer at `slot`, for us alone until the guard is dropped.
+    pub fn lock(&self, slot: Slot) -> Option<MutexGuard<'_, Peer>> {
+        self.slots.get(slot.0)?.as_ref().map(|entry| lock(&entry.peer))
     }
 
     /// Who has this overlay address.
@@ -108,18 +117,13 @@ impl Peers {
     pub fn by_receiver_index(&self, receiver: u32) -> Option<Slot> {
         let index = receiver >> (u32::BITS - INDEX_BITS);
         let slot = index as usize & (MAX_PEERS - 1);
-        let (own_index, _) = self.slots.get(slot)?.as_ref()?;
-        (*own_index == index).then_some(Slot(slot))
+        let entry = self.slots.get(slot)?.as_ref()?;
+        (entry.index == index).then_some(Slot(slot))
     }
 
-    /// All peers.
-    pub fn iter(&self) -> impl Iterator<Item = (Slot, &Peer)> {
-        self.slots.iter().enumerate().filter_map(|(at, place)| Some((Slot(at), &place.as_ref()?.1)))
-    }
-
-    /// All peers.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = (Slot, &mut Peer)> {
-        self.slots.iter_mut().enumerate().filter_map(|(at, place)| Some((Slot(at), &mut place.as_mut()?.1)))
+    /// All peers, each locked while it is looked at.
+    pub fn iter(&self) -> impl Iterator<Item = (Slot, MutexGuard<'_, Peer>)> {
+        self.slots.iter().enumerate().filter_map(|(at, place)| Some((Slot(at), lock(&place.as_ref()?.peer))))
     }
 
     /// How many there are.
@@ -129,11 +133,13 @@ impl Peers {
 
     /// The peer nothing was sent to or heard from for longest. Configured ones stay: only the operator removes them.
     pub fn longest_idle(&self) -> Option<Slot> {
-        self.iter()
-            .filter(|(_, peer)| peer.verified().is_some())
-            .min_by_key(|(_, peer)| peer.used_at)
-            .map(|(slot, _)| slot)
+        self.iter().filter_map(|(slot, peer)| peer.verified().map(|_| (peer.used_at, slot))).min().map(|(_, slot)| slot)
     }
+}
+
+/// A panic elsewhere is no reason for another here: a peer is not left half changed by any call.
+pub fn lock(peer: &Mutex<Peer>) -> MutexGuard<'_, Peer> {
+    peer.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn is_single(network: &IpNet) -> bool {

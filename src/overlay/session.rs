@@ -19,7 +19,7 @@ use std::{
 };
 
 use boringtun::{
-    noise::{Tunn, TunnResult, errors::WireGuardError, rate_limiter::RateLimiter},
+    noise::{Packet, Tunn, TunnResult, errors::WireGuardError, rate_limiter::RateLimiter},
     x25519::{PublicKey, StaticSecret},
 };
 use wiremesh_certs::WgPublicKey;
@@ -33,8 +33,10 @@ pub const OVERHEAD: usize = 32;
 pub const MIN_SPARE: usize = 148;
 /// The size of a handshake initiation.
 pub const INITIATION: usize = 148;
-/// How often a session that is not asleep must be ticked.
-pub const TICK: Duration = Duration::from_millis(250);
+/// How often a session is ticked with which something goes on …
+const BUSY_TICK: Duration = Duration::from_millis(250);
+/// … and one that only has keys which will grow old.
+const QUIET_TICK: Duration = Duration::from_secs(1);
 /// Data was sent, nothing was heard for this long, and more is sent: that is in doubt. The last packet of a conversation
 /// is never answered, so silence alone says nothing; a TCP SYN sent for the second time does.
 pub const DOUBT_AFTER: Duration = Duration::from_millis(800);
@@ -48,6 +50,8 @@ pub const RETRY_AFTER: Duration = Duration::from_millis(500);
 pub const RETRY_AT_MOST: Duration = Duration::from_secs(5);
 /// An unanswered handshake is given up after this, until somebody wants to send again: WireGuard's own limit.
 pub const ATTEMPT_FOR: Duration = Duration::from_secs(90);
+/// New keys are made at this age, by WireGuard's rules; sooner if the operator says so.
+pub const REKEY_AFTER: Duration = Duration::from_secs(120);
 /// Keys are dead at this age, by WireGuard's rules.
 const KEYS_LIVE_FOR: Duration = Duration::from_secs(180);
 
@@ -63,6 +67,11 @@ pub struct Session {
     /// How long a handshake took to be answered.
     round_trip: Duration,
     established_at: Option<Instant>,
+    rekey_after: Duration,
+    /// The handshake of these keys was ours, so that the next is ours too.
+    initiated: bool,
+    /// Data was sent with these keys.
+    used: bool,
     seed: u64,
 }
 
@@ -107,8 +116,29 @@ pub enum Due {
     Retry(u32),
     /// Data is not answered: begin a handshake.
     Suspect,
+    /// The keys are as old as the operator wants them to become: begin a handshake.
+    Rekey,
     /// Nobody answered for [`ATTEMPT_FOR`].
     GaveUp,
+}
+
+/// How closely the clock of a session is to be followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Pace {
+    /// It has keys, and nothing else.
+    Quiet,
+    /// Answers are due, or may become due.
+    Busy,
+}
+
+impl Pace {
+    /// From one tick to the next.
+    pub fn tick(self) -> Duration {
+        match self {
+            Pace::Quiet => QUIET_TICK,
+            Pace::Busy => BUSY_TICK,
+        }
+    }
 }
 
 impl Session {
@@ -120,6 +150,7 @@ impl Session {
         keepalive_secs: Option<u16>,
         index: u32,
         unlimited: Arc<RateLimiter>,
+        rekey_after: Duration,
         seed: u64,
     ) -> Session {
         Session {
@@ -131,6 +162,9 @@ impl Session {
             suspected: false,
             round_trip: Duration::ZERO,
             established_at: None,
+            rekey_after,
+            initiated: false,
+            used: false,
             seed,
         }
     }
@@ -143,6 +177,7 @@ impl Session {
         match self.tunn.encapsulate(packet, out) {
             TunnResult::WriteToNetwork(datagram) => {
                 let len = datagram.len();
+                self.used = true;
                 let since = *self.unanswered_since.get_or_insert(now);
                 if !self.suspected && now >= since + DOUBT_AFTER {
                     self.doubtful_since.get_or_insert(now);
@@ -178,10 +213,10 @@ impl Session {
                 if let Some(attempt) = self.attempt.take() {
                     self.round_trip = now.saturating_duration_since(attempt.sent_at);
                 }
-                self.established_at = Some(now);
+                self.begin(now, true);
                 self.heard();
             }
-            Opened::Answered(_) => self.established_at = Some(now),
+            Opened::Answered(_) => self.begin(now, false),
             Opened::Cookie => {}
         }
         Ok(opened)
@@ -244,6 +279,10 @@ impl Session {
             self.suspected = true;
             return Some(Due::Suspect);
         }
+        if self.rekey_at().is_some_and(|at| now >= at) {
+            self.used = false;
+            return Some(Due::Rekey);
+        }
         None
     }
 
@@ -256,7 +295,11 @@ impl Session {
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         match &self.attempt {
             Some(attempt) => Some((attempt.retry_at, "handshake unanswered")),
-            None => self.suspect_at().map(|at| (at, "data unanswered")),
+            None => {
+                let suspect = self.suspect_at().map(|at| (at, "data unanswered"));
+                let rekey = self.rekey_at().map(|at| (at, "keys are old"));
+                suspect.into_iter().chain(rekey).min()
+            }
         }
     }
 
@@ -307,6 +350,18 @@ impl Session {
         self.doubtful_since.filter(|_| !self.suspected).map(|since| since + self.patience())
     }
 
+    /// When boringtun would be too late with new keys.
+    fn rekey_at(&self) -> Option<Instant> {
+        let ours = self.initiated && self.used && self.rekey_after < REKEY_AFTER;
+        self.established_at.filter(|_| ours).map(|at| at + self.rekey_after)
+    }
+
+    fn begin(&mut self, now: Instant, initiated: bool) {
+        self.established_at = Some(now);
+        self.initiated = initiated;
+        self.used = false;
+    }
+
     fn patience(&self) -> Duration {
         SUSPECT_AFTER.max(self.round_trip * 2)
     }
@@ -336,6 +391,14 @@ impl Session {
         });
         attempt.sent_at = now;
         attempt.retry_at = now + attempt.backoff.next_delay();
+    }
+}
+
+/// The number by which the sender of data calls its receiver; none if `datagram` is no data of a session.
+pub fn data_receiver(datagram: &[u8]) -> Option<u32> {
+    match Tunn::parse_incoming_packet(datagram) {
+        Ok(Packet::PacketData(data)) => Some(data.receiver_idx),
+        Ok(Packet::HandshakeInit(_) | Packet::HandshakeResponse(_) | Packet::PacketCookieReply(_)) | Err(_) => None,
     }
 }
 

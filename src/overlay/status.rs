@@ -68,13 +68,13 @@ impl Overlay {
         now: Instant,
     ) -> Status {
         Status {
-            address: self.own.address,
+            address: self.own.at.address,
             public_key: self.own.key,
             interface: interface.to_owned(),
             listen_port,
             mtu,
             endpoints,
-            traffic: self.out.counters.traffic,
+            traffic: self.out.counters.traffic(),
             dropped: self.out.counters.iter().map(|(dropped, count)| (dropped.label(), count)).collect(),
             peers: self.peers.iter().map(|(_, peer)| peer.status(now)).collect(),
         }

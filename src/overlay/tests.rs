@@ -66,7 +66,7 @@ fn a_packet_for_somebody_else_is_not_passed_on() {
     let stray = packet(address(0), address(77), b"not for you");
     let slot = mesh.overlays[0].peers.by_address(address(1)).unwrap();
     let super::Overlay { peers, own, out, .. } = &mut mesh.overlays[0];
-    peers.get_mut(slot).unwrap().send(&stray, own, out, mesh.now).unwrap();
+    peers.lock(slot).unwrap().send(&stray, own, out, mesh.now).unwrap();
     mesh.settle();
 
     assert_eq!(mesh.received(1), NOTHING);
@@ -140,7 +140,7 @@ fn of_two_introductions_the_newer_counts() {
     introduce(&mut mesh, 3, 3000).unwrap();
 
     let slot = mesh.overlays[0].peers.by_address(address(1)).unwrap();
-    let known = mesh.overlays[0].peers.get(slot).unwrap().path.everywhere();
+    let known = mesh.overlays[0].peers.lock(slot).unwrap().path.everywhere();
     assert_eq!(known, [endpoint(1), ([192, 0, 2, 99], 3).into()]);
 }
 
@@ -436,7 +436,7 @@ fn a_renewed_certificate_reaches_whom_we_talk_to_and_carries_the_session_past_th
     mesh.advance(Duration::from_secs(1));
 
     let slot = mesh.overlays[1].peers.by_address(address(0)).unwrap();
-    let known = mesh.overlays[1].peers.get(slot).unwrap().verified().unwrap().clone();
+    let known = mesh.overlays[1].peers.lock(slot).unwrap().verified().unwrap().clone();
     assert_eq!(known.serial(), mesh.nodes[0].verified.serial());
     mesh.received(1);
     mesh.advance(LIFETIME / 2 + Duration::from_secs(10));
@@ -513,7 +513,7 @@ fn a_configured_peer_needs_no_introduction_and_speaks_for_its_networks_alone() {
     assert_eq!(mesh.dropped(1), [(Dropped::SpoofedSource, 1)]);
     assert!(mesh.wire.iter().all(|(_, _, datagram)| datagram[0] != introduction::TYPE));
     let slot = mesh.overlays[0].peers.by_address(address(1)).unwrap();
-    assert!(matches!(mesh.overlays[0].peers.get(slot).unwrap().source, PeerSource::Configured));
+    assert!(matches!(mesh.overlays[0].peers.lock(slot).unwrap().source, PeerSource::Configured));
 }
 
 #[test]

@@ -47,12 +47,10 @@ impl Links {
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Route,
         ])?;
+        // Ends with the last handle, and not before: what is last asked of it is to remove our interface.
         tasks.spawn("overlay-netlink", |stop| async move {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {}
-                () = connection => anyhow::bail!("the netlink socket closed"),
-            }
+            connection.await;
+            anyhow::ensure!(stop.is_cancelled(), "the netlink socket closed");
             Ok(())
         });
         Ok(Links { handle, changes })
@@ -148,6 +146,12 @@ impl Links {
         let index = self.index(name).await?;
         let message = LinkUnspec::new_with_index(index).mtu(mtu.into()).build();
         Ok(self.handle.link().set(message).execute().await?)
+    }
+
+    /// Removes our interface. Whoever reads from it is told.
+    pub async fn remove(&self, name: &str) -> anyhow::Result<()> {
+        let index = self.index(name).await?;
+        Ok(self.handle.link().del(index).execute().await?)
     }
 
     /// Waits until something may have changed. Cancel-safe.

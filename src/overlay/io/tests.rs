@@ -1,24 +1,28 @@
-//! The loop over channels in place of the device and the socket.
+//! The loop and the threads over channels in place of the device and the socket.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io::{self, IoSlice},
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tokio::{
-    sync::{Mutex, mpsc, watch},
+    runtime,
+    sync::{mpsc, watch},
     time::timeout,
 };
 
-use super::{
-    Event, Families, Handle, MAX_COMMANDS, MAX_EVENTS, Outside, Packets, Place, Received, Tun, Udp, UnderlaySocket, run,
-};
+use super::{Event, Handle, MAX_COMMANDS, MAX_EVENTS, Outside, Place, Tun, Udp, Wait, carry, run, socket::Received};
 use crate::{
     clock,
     overlay::{
         Dropped, Transmit,
-        batch::Transmits,
+        offload::{Takes, VIRTIO_HEADER},
         ping::PingFailed,
         tests::sim::{self, Node, address, endpoint, packet},
     },
-    task::Tasks,
+    task::{CancellationToken, Tasks},
 };
 
 const SOON: Duration = Duration::from_secs(5);
@@ -50,15 +54,16 @@ async fn an_unknown_destination_is_asked_for_and_holds_up_nobody() {
 }
 
 #[tokio::test]
-async fn refused_sends_and_failed_receives_do_not_end_the_loop() {
+async fn refused_sends_and_failed_receives_end_nothing() {
     let mut lab = Lab::of(2);
     lab.introduce(0, 1).await;
-    lab.net.lock().await.refuse = true;
-    lab.net.lock().await.inbox(0).send(None).await.unwrap();
+    lab.net.lock().unwrap().refuse = true;
+    let inbox = lab.net.lock().unwrap().inbox(0);
+    inbox.send(None).await.unwrap();
     lab.kernels[0].send(b"refused", 0, 1).await;
     while lab.kernels[0].handle.status().await.unwrap().dropped[Dropped::Unreachable.label()] == 0 {}
 
-    lab.net.lock().await.refuse = false;
+    lab.net.lock().unwrap().refuse = false;
     lab.kernels[0].send(b"taken", 0, 1).await;
 
     while lab.kernels[1].receive().await != b"taken" {}
@@ -86,41 +91,6 @@ async fn questions_are_answered_until_the_loop_stops_and_then_at_once() {
     assert_eq!(handle.status().await, None);
     assert_eq!(handle.ping(address(1)).await, Err(PingFailed::Stopped));
     handle.unresolvable(address(1)).await;
-}
-
-#[tokio::test]
-async fn datagrams_of_a_batch_cross_the_kernel_whole_and_in_order_over_both_families() {
-    for (families, local) in [(Families::Both, "::1"), (Families::Both, "127.0.0.1"), (Families::V4, "127.0.0.1")] {
-        let mut from = UnderlaySocket::bind_families(0, families).unwrap();
-        let mut to = UnderlaySocket::bind_families(0, families).unwrap();
-        let target = SocketAddr::new(local.parse().unwrap(), to.port().unwrap());
-        let sent: Vec<Vec<u8>> = (0..50u8).map(|i| vec![i; if i == 30 { 77 } else { 1452 }]).collect();
-        let mut batch = Transmits::new();
-        sent.iter().for_each(|datagram| assert!(batch.copy(datagram, target)));
-
-        while let Some(transmit) = batch.pop() {
-            from.send(&transmit).await.unwrap();
-        }
-
-        let (mut arrived, mut received) = (Vec::new(), Received::default());
-        while arrived.len() < sent.len() {
-            timeout(SOON, to.recv(&mut received)).await.unwrap().unwrap();
-            for buffer in received.buffers() {
-                assert_eq!(buffer.from, SocketAddr::new(local.parse().unwrap(), from.port().unwrap()));
-                arrived.extend(buffer.datagrams().map(<[u8]>::to_vec));
-            }
-        }
-        assert_eq!(arrived, sent, "{families:?} {local}");
-    }
-}
-
-#[tokio::test]
-async fn a_datagram_for_a_family_the_machine_lacks_is_refused_and_no_more() {
-    let mut socket = UnderlaySocket::bind_families(0, Families::V4).unwrap();
-    let mut batch = Transmits::new();
-    batch.copy(b"x", "[2001:db8::1]:1".parse().unwrap());
-
-    assert_eq!(socket.send(&batch.pop().unwrap()).await, Err(Dropped::Unreachable));
 }
 
 /// Loops that are joined by a network of channels.
@@ -179,14 +149,15 @@ fn start(number: u8, node: &Node, net: &Arc<Mutex<Net>>, tasks: &Tasks) -> Kerne
     let (events_sender, events) = mpsc::channel(MAX_EVENTS);
     let (_, place) = watch::channel(Place::default());
     net.try_lock().unwrap().inboxes.push((endpoint(number), inbox));
-    let outside = Outside {
-        tun: ChannelTun { from_kernel, to_kernel },
-        udp: ChannelUdp { own: endpoint(number), datagrams, net: net.clone() },
-        commands,
-        events: events_sender,
-        place: place.clone(),
-    };
+    let runtime = runtime::Handle::current();
+    let stopped = tasks.token().clone();
+    let tun = ChannelTun { from_kernel: Mutex::new(from_kernel), to_kernel, runtime: runtime.clone(), stopped };
+    let closed = tasks.token().child_token();
+    let udp = ChannelUdp { own: endpoint(number), datagrams: Mutex::new(datagrams), net: net.clone(), runtime, closed };
+    let (tun, udp) = (Arc::new(tun), Arc::new(udp));
     let overlay = node.overlay(number.into(), clock::now());
+    let asides = carry(&overlay, Takes::TcpAndUdp, &tun, &udp, tasks);
+    let outside = Outside { tun, udp, asides, commands, events: events_sender, place: place.clone() };
     tasks.spawn("overlay", |stop| run(overlay, outside, stop));
     Kernel { handle: Handle::new(commands_sender, place), events, device: Some(device), received }
 }
@@ -207,52 +178,72 @@ impl Net {
 }
 
 struct ChannelTun {
-    from_kernel: mpsc::Receiver<Vec<u8>>,
+    from_kernel: Mutex<mpsc::Receiver<Vec<u8>>>,
     to_kernel: mpsc::Sender<Vec<u8>>,
+    runtime: runtime::Handle,
+    stopped: CancellationToken,
+}
+
+impl ChannelTun {
+    fn fill(packet: &[u8], frame: &mut [u8]) -> usize {
+        frame[..VIRTIO_HEADER].fill(0);
+        frame[VIRTIO_HEADER..][..packet.len()].copy_from_slice(packet);
+        VIRTIO_HEADER + packet.len()
+    }
 }
 
 impl Tun for ChannelTun {
-    async fn recv(&mut self, into: &mut Packets) -> io::Result<()> {
-        let packet = self.from_kernel.recv().await.ok_or(io::ErrorKind::UnexpectedEof)?;
-        into.spare(packet.len()).unwrap()[..packet.len()].copy_from_slice(&packet);
-        into.push(packet.len());
-        Ok(())
+    fn read(&self, frame: &mut [u8]) -> io::Result<usize> {
+        let mut from_kernel = self.from_kernel.lock().unwrap();
+        let packet = self.runtime.block_on(self.stopped.run_until_cancelled(from_kernel.recv())).flatten();
+        Ok(ChannelTun::fill(&packet.ok_or(io::ErrorKind::UnexpectedEof)?, frame))
     }
 
-    async fn send(&mut self, packet: &[u8]) -> io::Result<()> {
-        self.to_kernel.send(packet.to_vec()).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
+    fn read_now(&self, frame: &mut [u8]) -> io::Result<Option<usize>> {
+        let packet = self.from_kernel.lock().unwrap().try_recv();
+        Ok(packet.ok().map(|packet| ChannelTun::fill(&packet, frame)))
+    }
+
+    fn write(&self, pieces: &[IoSlice<'_>]) -> io::Result<()> {
+        let frame: Vec<u8> = pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
+        self.to_kernel.try_send(frame[VIRTIO_HEADER..].to_vec()).map_err(|_| io::ErrorKind::WouldBlock.into())
     }
 }
 
 struct ChannelUdp {
     own: SocketAddr,
-    datagrams: mpsc::Receiver<Arrival>,
+    datagrams: Mutex<mpsc::Receiver<Arrival>>,
     net: Arc<Mutex<Net>>,
+    runtime: runtime::Handle,
+    closed: CancellationToken,
 }
 
 impl Udp for ChannelUdp {
-    async fn recv(&mut self, into: &mut Received) -> io::Result<()> {
-        match self.datagrams.recv().await {
-            None => std::future::pending().await,
-            Some(None) => Err(io::ErrorKind::ConnectionReset.into()),
-            Some(Some((from, datagram))) => {
-                into.replace(from, &datagram);
-                Ok(())
-            }
+    fn recv(&self, into: &mut Received) -> io::Result<()> {
+        into.clear();
+        let mut datagrams = self.datagrams.lock().unwrap();
+        match self.runtime.block_on(self.closed.run_until_cancelled(datagrams.recv())).flatten() {
+            Some(Some((from, datagram))) => into.push(from, &datagram),
+            Some(None) => return Err(io::ErrorKind::ConnectionRefused.into()),
+            None => {}
         }
+        Ok(())
     }
 
-    async fn send(&mut self, transmit: &Transmit<'_>) -> Result<(), Dropped> {
-        let net = self.net.lock().await;
+    fn send(&self, transmit: &Transmit<'_>, _: Wait) -> Result<(), Dropped> {
+        let net = self.net.lock().unwrap();
         if net.refuse {
             return Err(Dropped::Unreachable);
         }
-        if let Some((_, inbox)) = net.inboxes.iter().find(|(at, _)| *at == transmit.to) {
-            for datagram in transmit.datagrams() {
-                // A full inbox loses datagrams, as networks do.
-                _ = inbox.try_send(Some((self.own, datagram.to_vec())));
-            }
+        let (_, inbox) = net.inboxes.iter().find(|(at, _)| *at == transmit.to).ok_or(Dropped::Unreachable)?;
+        for datagram in transmit.datagrams() {
+            // The network loses what is too much for it.
+            _ = inbox.try_send(Some((self.own, datagram.to_vec())));
         }
         Ok(())
+    }
+
+    fn close(&self) {
+        self.closed.cancel();
     }
 }

@@ -13,7 +13,7 @@ use wiremesh_certs::{
     RevocationList, Signed, Trust, TrustStore, UnixTime, Verified, WgPrivateKey,
 };
 
-use crate::overlay::{Counters, Dropped, Event, Overlay, Parameters, packet::write_header};
+use crate::overlay::{Counters, Dropped, Event, Overlay, Parameters, REKEY_AFTER, packet::write_header};
 
 pub const LIFETIME: Duration = Duration::from_secs(3600);
 pub const UNIX: UnixTime = UnixTime(1_800_000_000);
@@ -81,6 +81,7 @@ impl Node {
             address: self.verified.address(),
             network: "10.42.0.0/16".parse().unwrap(),
             trust: self.trust.clone(),
+            rekey_after: REKEY_AFTER,
             seed,
         };
         Overlay::new(parameters, now)
@@ -205,10 +206,10 @@ impl Mesh {
 
     /// As [`Mesh::send`], but `from` puts another's address into the packet after its own overlay has let it pass.
     pub fn send_as(&mut self, from: usize, pretended: usize, to: usize, payload: &[u8]) -> Result<(), Dropped> {
-        let own = std::mem::replace(&mut self.overlays[from].own.address, address(pretended as u8));
+        let own = std::mem::replace(&mut self.overlays[from].own.at.address, address(pretended as u8));
         let bytes = packet(address(pretended as u8), address(to as u8), payload);
         let done = self.overlays[from].handle_tun_packet(&bytes, self.now);
-        self.overlays[from].own.address = own;
+        self.overlays[from].own.at.address = own;
         self.settle();
         done
     }

@@ -1,0 +1,185 @@
+//! The two threads that carry packets: `outbound` from the TUN device to the UDP socket, `inbound` the other way.
+//!
+//! Each waits in one system call, carries what that brought, and waits again: no queue and no other thread is between a
+//! packet and its way out, and one thread a direction keeps the order of packets. They end when the device is gone and
+//! the socket is closed.
+
+use std::{
+    io::{self, IoSlice},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use anyhow::Context;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    device::Tun,
+    socket::{Received, Udp, Wait},
+};
+use crate::{
+    clock,
+    overlay::{
+        Aside, Counters, Dropped, Inbound, Outbound,
+        batch::{MAX_FRAME, Packets},
+        offload::{Cut, Joined, MAX_PIECES, VirtioHeader},
+    },
+    task::CancellationToken,
+};
+
+/// Frames read at once. More gain nothing and make the first of them wait.
+const FRAMES_AT_ONCE: usize = 64;
+/// A frame of this size is worth a system call by itself and waits for no other.
+const LARGE_FRAME: usize = 8 * 1024;
+/// How long to hold back after the socket refused to receive, so that an error that stays does not spin.
+const AFTER_RECEIVE_ERROR: Duration = Duration::from_millis(50);
+/// How long a thread may take to notice that it is over.
+const LEAVE_WITHIN: Duration = Duration::from_secs(2);
+
+/// Where a thread leaves what it cannot decide. What has no room is dropped and counted: a flood of handshakes holds up
+/// no data.
+pub struct Asides {
+    sender: mpsc::Sender<Aside>,
+    counters: Arc<Counters>,
+}
+
+impl Asides {
+    /// Into `sender`.
+    pub fn new(sender: mpsc::Sender<Aside>, counters: Arc<Counters>) -> Asides {
+        Asides { sender, counters }
+    }
+
+    fn leave(&self, aside: Aside) {
+        if self.sender.try_send(aside).is_err() {
+            self.counters.count(Dropped::Overload);
+        }
+    }
+}
+
+/// Runs `carry` on a thread of its own until it ends, or is not over soon after `stop`.
+pub async fn run(
+    name: &str,
+    stop: CancellationToken,
+    carry: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
+) -> anyhow::Result<()> {
+    let (done, ended) = oneshot::channel();
+    let span = tracing::Span::current();
+    thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let _entered = span.enter();
+        // Whoever waits for it may have gone.
+        let _: Result<(), _> = done.send(carry());
+    })?;
+    let too_late = async {
+        stop.cancelled().await;
+        tokio::time::sleep(LEAVE_WITHIN).await;
+    };
+    let ended = tokio::select! {
+        ended = ended => ended.context("the thread panicked")?,
+        () = too_late => anyhow::bail!("the thread does not end"),
+    };
+    match ended {
+        Err(error) if stop.is_cancelled() => {
+            tracing::debug!("{error:#}");
+            Ok(())
+        }
+        ended => ended,
+    }
+}
+
+/// Carries packets of ours until the device is gone.
+pub fn outbound(mut machine: Outbound, tun: &impl Tun, udp: &impl Udp, asides: &Asides) -> anyhow::Result<()> {
+    let mut frames = Packets::new();
+    loop {
+        read(tun, &mut frames).context("reading from the TUN device")?;
+        machine.handle_frames(&mut frames, clock::now(), |aside| asides.leave(aside));
+        while let Some(transmit) = machine.poll_transmit() {
+            if let Err(dropped) = udp.send(&transmit, Wait::Yes) {
+                asides.leave(Aside::Refused(transmit.to, dropped));
+            }
+        }
+    }
+}
+
+/// Carries packets of others until the socket is closed.
+pub fn inbound(
+    mut machine: Inbound,
+    tun: &impl Tun,
+    udp: &impl Udp,
+    asides: &Asides,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let mut received = Received::default();
+    let mut scratch = vec![0; MAX_FRAME];
+    loop {
+        match udp.recv(&mut received) {
+            Ok(()) if received.is_empty() && stop.is_cancelled() => return Ok(()),
+            Ok(()) => {}
+            Err(error) => {
+                tracing::debug!(%error, "receiving failed");
+                thread::sleep(AFTER_RECEIVE_ERROR);
+                continue;
+            }
+        }
+        let now = clock::now();
+        for buffer in received.buffers() {
+            machine.handle_datagrams(buffer.from, buffer.datagrams(), now, |aside| asides.leave(aside));
+        }
+        while let Some(joined) = machine.poll_joined() {
+            if let Err(error) = write(tun, &joined, &mut scratch) {
+                tracing::trace!(%error, "the TUN device refused a packet");
+                asides.counters.count(Dropped::Device);
+            }
+        }
+    }
+}
+
+/// Hands one packet to the device as it is.
+pub fn write_plain(tun: &impl Tun, packet: &[u8]) -> io::Result<()> {
+    tun.write(&[IoSlice::new(&VirtioHeader::NONE.to_bytes()), IoSlice::new(packet)])
+}
+
+/// Waits for a frame, and takes what else is there.
+fn read(tun: &impl Tun, frames: &mut Packets) -> io::Result<()> {
+    let mut count = 0;
+    while let Some(spare) = frames.spare(MAX_FRAME) {
+        let len = match count {
+            0 => tun.read(&mut spare[..MAX_FRAME])?,
+            _ => match tun.read_now(&mut spare[..MAX_FRAME])? {
+                Some(len) => len,
+                None => break,
+            },
+        };
+        frames.push(len);
+        count += 1;
+        if len >= LARGE_FRAME || count == FRAMES_AT_ONCE {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn write(tun: &impl Tun, joined: &Joined<'_>, scratch: &mut [u8]) -> io::Result<()> {
+    let mut pieces = [IoSlice::new(&[]); MAX_PIECES];
+    let pieces = joined.fill(&mut pieces);
+    match tun.write(pieces) {
+        // A kernel that does not take this kind of large packet: it gets what it is made of.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) && joined.packets() > 1 => {
+            write_cut(tun, pieces, scratch)
+        }
+        done => done,
+    }
+}
+
+fn write_cut(tun: &impl Tun, pieces: &[IoSlice<'_>], scratch: &mut [u8]) -> io::Result<()> {
+    let mut len = 0;
+    for piece in pieces {
+        scratch[len..len + piece.len()].copy_from_slice(piece);
+        len += piece.len();
+    }
+    let mut cut = Cut::new(&mut scratch[..len]).map_err(io::Error::other)?;
+    while let Some(packet) = cut.next() {
+        write_plain(tun, packet)?;
+    }
+    Ok(())
+}
