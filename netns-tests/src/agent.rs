@@ -3,7 +3,7 @@
 use std::{
     fmt::Write as _,
     fs,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     process::{Command, ExitStatus, Output},
     sync::Arc,
@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use wiremesh::sandbox::Node;
 
-use crate::{Answer, Coordinator, Process, Service, eventually, fetch, lab::Place, process::LOG_FILTER};
+use crate::{Answer, Coordinator, Process, Refused, Service, eventually, fetch, lab::Place, process::LOG_FILTER};
 
 /// Where the agent's local API listens on every node.
 const API: &str = "http://127.0.0.1:8000";
@@ -42,6 +42,7 @@ pub struct Agent {
     dht: bool,
     called: Option<String>,
     configuration: String,
+    refused: Vec<Refused>,
     folder: PathBuf,
     place: Arc<Place>,
 }
@@ -58,6 +59,7 @@ impl Agent {
             dht: true,
             called: None,
             configuration: String::new(),
+            refused: Vec::new(),
             folder,
             place,
         })
@@ -98,6 +100,12 @@ impl Agent {
         self
     }
 
+    /// Its kernel will refuse these things.
+    pub fn refused(mut self, refused: &[Refused]) -> Agent {
+        self.refused = refused.to_owned();
+        self
+    }
+
     /// Joins the mesh of `coordinator` with a fresh token and waits until the agent is ready.
     pub fn join(self, coordinator: &Coordinator) -> anyhow::Result<Agent> {
         let token = coordinator.token()?;
@@ -126,7 +134,7 @@ impl Agent {
     /// Starts the agent (again) without waiting.
     pub fn launch(&mut self) -> anyhow::Result<()> {
         self.process = None;
-        let mut command = self.place.wiremesh(&self.node)?;
+        let mut command = self.place.wiremesh_refused(&self.node, &self.refused)?;
         command.arg("agent").arg("--config").arg(self.config()).env("RUST_LOG", LOG_FILTER);
         let what = format!("agent {}", self.name());
         self.process = Some(Process::start(&what, command, &self.folder.join("agent.log"))?);
@@ -272,13 +280,13 @@ impl Agent {
     }
 
     fn configuration_file(&self) -> anyhow::Result<String> {
-        let (name, address) = (self.name(), self.node.address());
+        let (name, ingress) = (self.name(), SocketAddr::from((self.node.address(), INGRESS_PORT)));
         let (state, token) = (self.state(), self.folder.join("token"));
         let mut text = format!("name = {name:?}\nstate_dir = {state:?}\njoin_token_file = {token:?}\n");
         writeln!(text, "\n[dht]\nenabled = {}", self.dht)?;
         writeln!(text, "\n[api]\nlisten = \"127.0.0.1:8000\"")?;
         if self.tunnel {
-            writeln!(text, "ingress = \"{address}:{INGRESS_PORT}\"\ntunnel_url = \"http://{address}:{INGRESS_PORT}\"")?;
+            writeln!(text, "ingress = \"{ingress}\"\ntunnel_url = \"http://{ingress}\"")?;
         }
         for ((service, max_concurrency), running) in self.offered.iter().zip(&self.services) {
             let upstream = running.url();

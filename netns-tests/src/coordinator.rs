@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Command, Output},
     sync::Arc,
@@ -45,11 +45,11 @@ impl Coordinator {
     pub(crate) fn start(node: Node, place: Arc<Place>, configuration: &str) -> anyhow::Result<Coordinator> {
         let folder = place.folder(node.name())?;
         let data = folder.join("data");
-        let address = node.address();
+        let address = SocketAddr::from((node.address(), PORT));
         fs::write(
             folder.join("coordinator.toml"),
             format!(
-                "data_dir = {data:?}\nlisten = \"{address}:{PORT}\"\npublic_urls = [\"https://{address}:{PORT}\"]\n{configuration}\n"
+                "data_dir = {data:?}\nlisten = \"{address}\"\npublic_urls = [\"https://{address}\"]\n{configuration}\n"
             ),
         )?;
         let mut coordinator = Coordinator { node, process: None, folder, place };
@@ -81,7 +81,7 @@ impl Coordinator {
 
     /// `https://…` as members know it.
     pub fn url(&self) -> String {
-        format!("https://{}:{PORT}", self.node.address())
+        format!("https://{}", SocketAddr::from((self.node.address(), PORT)))
     }
 
     /// A token for one join.

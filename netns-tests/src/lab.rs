@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context;
 use wiremesh::sandbox::{Network, Node};
 
-use crate::{Agent, Coordinator};
+use crate::{Agent, Coordinator, Refused};
 
 /// Names another `wiremesh` than the one that cargo built.
 const BINARY: &str = "WIREMESH_BIN";
@@ -28,6 +28,7 @@ pub struct Lab {
 pub(crate) struct Place {
     scratch: PathBuf,
     wiremesh: PathBuf,
+    refusing: PathBuf,
     pub service: PathBuf,
 }
 
@@ -39,7 +40,8 @@ impl Lab {
             None => beside_the_tests("wiremesh")?,
         };
         anyhow::ensure!(wiremesh.exists(), "{} is not there: run netns-tests/run, which builds it", wiremesh.display());
-        let place = Place { scratch: scratch.to_owned(), wiremesh, service: beside_the_tests("service")? };
+        let (refusing, service) = (beside_the_tests("refusing")?, beside_the_tests("service")?);
+        let place = Place { scratch: scratch.to_owned(), wiremesh, refusing, service };
         Ok(Lab { network: Network::new()?, place: Arc::new(place) })
     }
 
@@ -77,7 +79,19 @@ impl Lab {
 impl Place {
     /// A `wiremesh` command for a node, without what the caller's environment would tell it.
     pub(crate) fn wiremesh(&self, node: &Node) -> anyhow::Result<Command> {
-        let mut command = node.command(&self.wiremesh)?;
+        self.wiremesh_refused(node, &[])
+    }
+
+    /// The same for a node whose kernel refuses things.
+    pub(crate) fn wiremesh_refused(&self, node: &Node, refused: &[Refused]) -> anyhow::Result<Command> {
+        let mut command = match refused {
+            [] => node.command(&self.wiremesh)?,
+            refused => {
+                let mut command = node.command(&self.refusing)?;
+                command.args(refused.iter().map(Refused::to_string)).arg("--").arg(&self.wiremesh);
+                command
+            }
+        };
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"WIREMESH_")) {
             command.env_remove(name);
         }

@@ -10,18 +10,28 @@
 
 mod agent;
 mod coordinator;
+mod datagrams;
 pub mod forge;
 mod http;
 mod lab;
 mod process;
+mod refused;
 mod service;
 mod story;
+mod tcp_info;
+mod transfer;
+mod wire;
 
 pub use agent::Agent;
 pub use coordinator::{Coordinator, TokenOptions};
+pub use datagrams::datagrams_pass;
 pub use http::{Answer, client, fetch};
 pub use lab::Lab;
 pub use process::Process;
+pub use refused::Refused;
 pub use service::Service;
 pub use story::{eventually, story, story_within};
-pub use wiremesh::sandbox::{Cut, Node, Traffic};
+pub use tcp_info::TcpInfo;
+pub use transfer::{Transfer, Transferred, transfer};
+pub use wire::{Fates, Impairments, Wire};
+pub use wiremesh::sandbox::{Cut, Network, Node, Traffic};

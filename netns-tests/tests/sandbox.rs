@@ -2,12 +2,12 @@
 
 use std::{
     fs, io,
-    net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
+    net::{TcpListener, TcpStream, UdpSocket},
     process::Command,
     time::Duration,
 };
 
-use netns_tests::{Node, Traffic, eventually, story};
+use netns_tests::{Network, Node, Traffic, eventually, story};
 use wiremesh::sandbox;
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -36,6 +36,31 @@ fn a_cut_of_udp_between_two_nodes_leaves_tcp_and_third_parties_alone() {
         assert!(udp_arrives(&a, &c)? && udp_arrives(&c, &b)?);
 
         cut.restore()?;
+
+        assert!(udp_arrives(&a, &b)? && udp_arrives(&b, &a)?);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_network_of_ipv6_connects_and_is_cut_like_one_of_ipv4() {
+    story(|lab| {
+        lab.network = Network::ipv6()?;
+        let (a, b, c) = (lab.bare_node("a")?, lab.bare_node("b")?, lab.bare_node("c")?);
+        assert!(a.address().is_ipv6());
+
+        let cut = lab.network.cut(&a, &b, Traffic::Udp)?;
+
+        assert!(!udp_arrives(&a, &b)? && !udp_arrives(&b, &a)?);
+        assert!(tcp_connects(&a, &b)? && udp_arrives(&a, &c)?);
+
+        cut.restore()?;
+        let off = b.cut(Traffic::Everything)?;
+
+        assert!(!tcp_connects(&a, &b)? && !udp_arrives(&c, &b)?);
+        assert!(udp_arrives(&a, &c)?);
+
+        off.restore()?;
 
         assert!(udp_arrives(&a, &b)? && udp_arrives(&b, &a)?);
         Ok(())
@@ -137,10 +162,10 @@ fn running(command_line: &str) -> anyhow::Result<usize> {
     Ok(found)
 }
 
-/// Whether a datagram from one node reaches another. Each has the same port and listens on every address.
+/// Whether a datagram from one node reaches another. Each has the same port.
 fn udp_arrives(from: &Node, to: &Node) -> anyhow::Result<bool> {
-    let receiver = to.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 7000)))??;
-    let sender = from.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 7000)))??;
+    let receiver = to.run(|| UdpSocket::bind((to.address(), 7000)))??;
+    let sender = from.run(|| UdpSocket::bind((from.address(), 7000)))??;
     receiver.set_read_timeout(Some(Duration::from_millis(300)))?;
     sender.send_to(b"hello", (to.address(), 7000))?;
     match receiver.recv(&mut [0; 16]) {
@@ -151,7 +176,7 @@ fn udp_arrives(from: &Node, to: &Node) -> anyhow::Result<bool> {
 }
 
 fn tcp_connects(from: &Node, to: &Node) -> anyhow::Result<bool> {
-    let _listener = to.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 7000)))??;
+    let _listener = to.run(|| TcpListener::bind((to.address(), 7000)))??;
     let address = (to.address(), 7000).into();
     Ok(from.run(|| TcpStream::connect_timeout(&address, Duration::from_millis(1500)))?.is_ok())
 }

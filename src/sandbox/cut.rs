@@ -8,8 +8,9 @@
 //! 32766  everything                              →  table main
 //! ```
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::sync::Arc;
 
+use ipnet::IpNet;
 use rtnetlink::{
     Handle,
     packet_route::{
@@ -43,11 +44,8 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// Drops `traffic` that arrives at each namespace from the address beside it, or from anywhere.
-    pub(super) fn new<const N: usize>(
-        traffic: Traffic,
-        places: [(&Arc<Namespace>, Option<Ipv4Addr>); N],
-    ) -> anyhow::Result<Cut> {
+    /// Drops `traffic` that arrives at each namespace from the network beside it.
+    pub(super) fn new<const N: usize>(traffic: Traffic, places: [(&Arc<Namespace>, IpNet); N]) -> anyhow::Result<Cut> {
         let mut cut = Cut { rules: Vec::with_capacity(N) };
         for (namespace, from) in places {
             let rule = rule(traffic, from);
@@ -83,9 +81,9 @@ impl Drop for Cut {
 }
 
 /// Moves the rule that delivers to the machine itself behind the place where cuts go.
-pub(super) async fn prepare_for_cuts(handle: &Handle) -> Result<(), rtnetlink::Error> {
+pub(super) async fn prepare_for_cuts(handle: &Handle, network: &IpNet) -> Result<(), rtnetlink::Error> {
     let mut local = RuleMessage::default();
-    local.header.family = AddressFamily::Inet;
+    local.header.family = family_of(network);
     local.header.table = LOCAL_TABLE;
     local.header.action = RuleAction::ToTable;
     let mut moved = local.clone();
@@ -98,18 +96,25 @@ pub(super) async fn prepare_for_cuts(handle: &Handle) -> Result<(), rtnetlink::E
     handle.rule().del(local).execute().await
 }
 
-fn rule(traffic: Traffic, from: Option<Ipv4Addr>) -> RuleMessage {
+fn rule(traffic: Traffic, from: IpNet) -> RuleMessage {
     let mut rule = RuleMessage::default();
-    rule.header.family = AddressFamily::Inet;
+    rule.header.family = family_of(&from);
     rule.header.action = RuleAction::Blackhole;
     rule.attributes.push(RuleAttribute::Priority(CUT_PRIORITY));
     rule.attributes.push(RuleAttribute::Iifname(CABLE.to_owned()));
-    if let Some(from) = from {
-        rule.header.src_len = 32;
-        rule.attributes.push(RuleAttribute::Source(from.into()));
+    if from.prefix_len() > 0 {
+        rule.header.src_len = from.prefix_len();
+        rule.attributes.push(RuleAttribute::Source(from.addr()));
     }
     if traffic == Traffic::Udp {
         rule.attributes.push(RuleAttribute::IpProtocol(IpProtocol::Udp));
     }
     rule
+}
+
+fn family_of(network: &IpNet) -> AddressFamily {
+    match network {
+        IpNet::V4(_) => AddressFamily::Inet,
+        IpNet::V6(_) => AddressFamily::Inet6,
+    }
 }

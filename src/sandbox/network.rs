@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     future::Future,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsFd, AsRawFd},
     process::Command,
     sync::Arc,
@@ -11,16 +11,23 @@ use std::{
 
 use anyhow::Context;
 use futures::TryStreamExt;
-use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use rtnetlink::{
+    Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    packet_route::{
+        address::AddressHeaderFlags,
+        route::{RouteAttribute, RouteMetric},
+    },
+};
 
 use super::{
     cut::{Cut, Traffic, prepare_for_cuts},
     namespace::Namespace,
 };
 
-/// The underlay of every sandbox: a range for documentation (RFC 5737), so that it is nobody's real network.
-const UNDERLAY: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 0);
-const UNDERLAY_BITS: u8 = 24;
+/// The underlays of sandboxes: ranges for documentation (RFC 5737, RFC 3849), so that they are nobody's real network.
+const UNDERLAY_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(198, 51, 100, 0), 24);
+const UNDERLAY_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 64);
 /// One switch, one range: addresses .1 to .250.
 const MAX_NODES: u8 = 250;
 
@@ -32,6 +39,7 @@ pub(super) const CABLE: &str = "eth0";
 #[derive(Debug)]
 pub struct Network {
     switch: Arc<Namespace>,
+    range: IpNet,
     nodes: u8,
 }
 
@@ -41,17 +49,26 @@ pub struct Node {
     namespace: Arc<Namespace>,
     switch: Arc<Namespace>,
     port: String,
-    address: Ipv4Addr,
+    address: IpAddr,
 }
 
 impl Network {
     /// A switch with nothing plugged in. Needs the rights that one has inside the sandbox.
     pub fn new() -> anyhow::Result<Network> {
+        Network::of(UNDERLAY_V4.into())
+    }
+
+    /// The same where nodes have IPv6 addresses and no others.
+    pub fn ipv6() -> anyhow::Result<Network> {
+        Network::of(UNDERLAY_V6.into())
+    }
+
+    fn of(range: IpNet) -> anyhow::Result<Network> {
         let switch = Namespace::new(BRIDGE)?;
         switch.netlink("making a bridge", |handle| async move {
             handle.link().add(LinkBridge::new(BRIDGE).up().build()).execute().await
         })?;
-        Ok(Network { switch: Arc::new(switch), nodes: 0 })
+        Ok(Network { switch: Arc::new(switch), range, nodes: 0 })
     }
 
     /// One more node, with a cable to the switch and the next free address.
@@ -62,8 +79,10 @@ impl Network {
         let namespace = Namespace::new(name)?;
         let port = format!("port{number}");
         let plug = format!("plug{number}");
-        let [a, b, c, _] = UNDERLAY.octets();
-        let address = Ipv4Addr::new(a, b, c, number);
+        let address: IpAddr = match self.range {
+            IpNet::V4(range) => Ipv4Addr::from_bits(range.addr().to_bits() | u32::from(number)).into(),
+            IpNet::V6(range) => Ipv6Addr::from_bits(range.addr().to_bits() | u128::from(number)).into(),
+        };
 
         let descriptor = namespace.as_fd().as_raw_fd();
         self.switch.netlink("plugging in a cable", async |handle| {
@@ -79,16 +98,16 @@ impl Network {
             let cable = index_of(&handle, &plug).await?;
             set(&handle, LinkUnspec::new_with_index(lo).up()).await?;
             set(&handle, LinkUnspec::new_with_index(cable).name(CABLE)).await?;
-            handle.address().add(cable, IpAddr::V4(address), UNDERLAY_BITS).execute().await?;
+            add_address(&handle, cable, address, self.range.prefix_len()).await?;
             set(&handle, LinkUnspec::new_with_index(cable).up()).await?;
-            prepare_for_cuts(&handle).await
+            prepare_for_cuts(&handle, &self.range).await
         })?;
         Ok(Node { namespace: Arc::new(namespace), switch: self.switch.clone(), port, address })
     }
 
     /// Drops `traffic` between the two, both ways, without a word to either.
     pub fn cut(&self, a: &Node, b: &Node, traffic: Traffic) -> anyhow::Result<Cut> {
-        Cut::new(traffic, [(&a.namespace, Some(b.address)), (&b.namespace, Some(a.address))])
+        Cut::new(traffic, [(&a.namespace, b.address.into()), (&b.namespace, a.address.into())])
     }
 }
 
@@ -99,7 +118,7 @@ impl Node {
     }
 
     /// Its address on the underlay.
-    pub fn address(&self) -> Ipv4Addr {
+    pub fn address(&self) -> IpAddr {
         self.address
     }
 
@@ -128,7 +147,7 @@ impl Node {
 
     /// Drops `traffic` that reaches it from any other node.
     pub fn cut(&self, traffic: Traffic) -> anyhow::Result<Cut> {
-        Cut::new(traffic, [(&self.namespace, None)])
+        Cut::new(traffic, [(&self.namespace, anywhere(self.address))])
     }
 
     /// Pulls the cable out of the switch.
@@ -151,8 +170,18 @@ impl Node {
     pub fn add_address(&self, address: IpAddr, bits: u8) -> anyhow::Result<()> {
         self.namespace.netlink("adding an address", async |handle| {
             let cable = index_of(&handle, CABLE).await?;
-            handle.address().add(cable, address, bits).execute().await
+            add_address(&handle, cable, address, bits).await
         })
+    }
+
+    /// The largest packet that its cable takes, either way.
+    pub fn set_mtu(&self, mtu: u32) -> anyhow::Result<()> {
+        let set_at = async |handle: Handle, interface: &str| {
+            let index = index_of(&handle, interface).await?;
+            set(&handle, LinkUnspec::new_with_index(index).mtu(mtu)).await
+        };
+        self.switch.netlink("setting the MTU of a port", async |handle| set_at(handle, &self.port).await)?;
+        self.namespace.netlink("setting the MTU of a cable", async |handle| set_at(handle, CABLE).await)
     }
 
     /// Gives an interface that a program made an address, and switches it on.
@@ -164,10 +193,52 @@ impl Node {
         })
     }
 
+    /// Switches an interface on.
+    pub fn switch_on(&self, interface: &str) -> anyhow::Result<()> {
+        self.namespace.netlink("switching an interface on", async |handle| {
+            let index = index_of(&handle, interface).await?;
+            set(&handle, LinkUnspec::new_with_index(index).up()).await
+        })
+    }
+
+    /// Switches an interface off. Its routes go with it, and its IPv6 addresses.
+    pub fn switch_off(&self, interface: &str) -> anyhow::Result<()> {
+        self.namespace.netlink("switching an interface off", async |handle| {
+            let index = index_of(&handle, interface).await?;
+            set(&handle, LinkUnspec::new_with_index(index).down()).await
+        })
+    }
+
+    /// Deletes an interface that a program made.
+    pub fn delete(&self, interface: &str) -> anyhow::Result<()> {
+        self.namespace.netlink("deleting an interface", async |handle| {
+            let index = index_of(&handle, interface).await?;
+            handle.link().del(index).execute().await
+        })
+    }
+
     /// Sends what is for no known network to `gateway`.
-    pub fn default_route(&self, gateway: Ipv4Addr) -> anyhow::Result<()> {
-        self.namespace.netlink("setting the default route", async |handle| {
-            handle.route().add(RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build()).execute().await
+    pub fn default_route(&self, gateway: IpAddr) -> anyhow::Result<()> {
+        self.route(anywhere(gateway), gateway)
+    }
+
+    /// Sends what is for `to` to `gateway`.
+    pub fn route(&self, to: IpNet, gateway: IpAddr) -> anyhow::Result<()> {
+        let route = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(to.network(), to.prefix_len())?
+            .gateway(gateway)?
+            .build();
+        self.namespace.netlink("setting a route", async |handle| handle.route().add(route).execute().await)
+    }
+
+    /// Sends what is for the neighbour `to` in pieces of at most `mtu`, also what it passes on for others.
+    pub fn narrow_route(&self, to: IpAddr, mtu: u32) -> anyhow::Result<()> {
+        let to = IpNet::from(to);
+        let mut route = RouteMessageBuilder::<IpAddr>::new().destination_prefix(to.addr(), to.prefix_len())?;
+        route.get_mut().attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
+        self.namespace.netlink("setting a route", async |handle| {
+            let cable = index_of(&handle, CABLE).await?;
+            handle.route().add(route.output_interface(cable).build()).execute().await
         })
     }
 
@@ -175,6 +246,21 @@ impl Node {
     pub fn has_interface(&self, name: &str) -> anyhow::Result<bool> {
         self.run(|| nix::net::if_::if_nametoindex(name).is_ok())
     }
+}
+
+/// Every address of this one's family.
+fn anywhere(like: IpAddr) -> IpNet {
+    match like {
+        IpAddr::V4(_) => Ipv4Net::default().into(),
+        IpAddr::V6(_) => Ipv6Net::default().into(),
+    }
+}
+
+/// An IPv6 address serves at once: nobody else in a sandbox can have it.
+async fn add_address(handle: &Handle, index: u32, address: IpAddr, bits: u8) -> Result<(), rtnetlink::Error> {
+    let mut add = handle.address().add(index, address, bits);
+    add.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+    add.execute().await
 }
 
 async fn index_of(handle: &Handle, name: &str) -> Result<u32, rtnetlink::Error> {

@@ -14,7 +14,7 @@ use rtnetlink::{
     packet_core::NetlinkMessage,
     packet_route::{
         RouteNetlinkMessage,
-        address::AddressAttribute,
+        address::{AddressAttribute, AddressHeaderFlags},
         link::{LinkAttribute, LinkFlags},
         route::RouteAttribute,
     },
@@ -128,7 +128,10 @@ impl Links {
             IpAddr::V4(_) => 32,
             IpAddr::V6(_) => 128,
         };
-        self.handle.address().add(index, address.0, alone).execute().await.context("adding the address")?;
+        let mut add = self.handle.address().add(index, address.0, alone);
+        // Without it an IPv6 address may not be used at once, and the route that names it is refused.
+        add.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        add.execute().await.context("adding the address")?;
         let route = RouteMessageBuilder::<IpAddr>::new()
             .destination_prefix(network.network(), network.prefix_len())?
             .output_interface(index)
