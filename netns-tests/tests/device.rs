@@ -268,7 +268,8 @@ fn a_full_socket_buffer_drops_what_may_not_wait_and_holds_up_what_may() {
     story(|lab| {
         let node = lab.bare_node("a")?;
         let socket = Arc::new(node.run(|| UnderlaySocket::bind(0, &Offloads::default()))??);
-        let (payload, [a, b, c, _]) = (vec![7; 44 * 1452], node.address().octets());
+        let IpAddr::V4(address) = node.address() else { anyhow::bail!("the lab speaks IPv4 unless asked otherwise") };
+        let (payload, [a, b, c, _]) = (vec![7; 44 * 1452], address.octets());
         let send = move |socket: &UnderlaySocket, host: u8, wait| {
             // The kernel keeps a little for every neighbour that it looks for, until it finds that nobody is there.
             let to = (Ipv4Addr::new(a, b, c, host), 7000).into();
