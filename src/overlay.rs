@@ -24,6 +24,8 @@ mod held;
 mod introduction;
 pub mod io;
 mod members;
+#[cfg_attr(not(test), expect(dead_code, unused_imports, reason = "the threads of the packet path begin to use it"))]
+mod offload;
 mod outbox;
 mod own;
 mod packet;

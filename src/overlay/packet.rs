@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use wiremesh_certs::OverlayIp;
 
+use super::offload::Sum;
+
 const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
 
@@ -25,6 +27,8 @@ pub struct IpPacket<'a> {
     pub destination: OverlayIp,
     /// The transport's number: 1 ICMP, 6 TCP, 17 UDP, 58 ICMPv6.
     pub protocol: u8,
+    /// The header, options of IPv4 included.
+    pub header: &'a [u8],
     /// What follows the header. Extension headers of IPv6 count as payload.
     pub payload: &'a [u8],
 }
@@ -49,6 +53,7 @@ impl<'a> IpPacket<'a> {
             source: OverlayIp(Ipv4Addr::from(*bytes.get(12..)?.first_chunk::<4>()?).into()),
             destination: OverlayIp(Ipv4Addr::from(*bytes.get(16..)?.first_chunk::<4>()?).into()),
             protocol: *bytes.get(9)?,
+            header: bytes.get(..header)?,
             payload: bytes.get(header..total)?,
         })
     }
@@ -59,6 +64,7 @@ impl<'a> IpPacket<'a> {
             source: OverlayIp(Ipv6Addr::from(*bytes.get(8..)?.first_chunk::<16>()?).into()),
             destination: OverlayIp(Ipv6Addr::from(*bytes.get(24..)?.first_chunk::<16>()?).into()),
             protocol: *bytes.get(6)?,
+            header: bytes.get(..IPV6_HEADER)?,
             payload: bytes.get(IPV6_HEADER..IPV6_HEADER + payload)?,
         })
     }
@@ -72,18 +78,6 @@ pub fn is_for_many(address: OverlayIp, network: &IpNet) -> bool {
         }
         (to, _) => to.is_multicast(),
     }
-}
-
-/// The Internet checksum (RFC 1071) over `parts`, all but the last of even length.
-pub fn checksum(parts: &[&[u8]]) -> u16 {
-    let mut sum = 0u32;
-    for pair in parts.iter().flat_map(|part| part.chunks(2)) {
-        sum += u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
-    }
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
 }
 
 /// Writes the header of a packet with `payload` bytes of `protocol` behind it, and returns its length.
@@ -102,8 +96,8 @@ pub fn write_header(from: OverlayIp, to: OverlayIp, protocol: u8, payload: usize
             header[9] = protocol;
             header[12..16].copy_from_slice(&from.octets());
             header[16..20].copy_from_slice(&to.octets());
-            let sum = checksum(&[header]);
-            header[10..12].copy_from_slice(&sum.to_be_bytes());
+            let sum = Sum::of(header).checksum();
+            header[10..12].copy_from_slice(&sum);
             Some(IPV4_HEADER)
         }
         (IpAddr::V6(from), IpAddr::V6(to)) => {
@@ -160,7 +154,7 @@ mod tests {
 
             prop_assert_eq!((packet.source, packet.destination), (address(from), address(to)));
             prop_assert_eq!((packet.protocol, packet.payload.len()), (17, payload));
-            prop_assert!(v6 || checksum(&[&bytes[..header]]) == 0);
+            prop_assert!(v6 || Sum::of(&bytes[..header]).is_valid());
         }
 
         #[test]

@@ -11,7 +11,10 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::Serialize;
 use wiremesh_certs::OverlayIp;
 
-use super::packet::{IpPacket, checksum, write_header};
+use super::{
+    offload::Sum,
+    packet::{IpPacket, write_header},
+};
 
 /// An echo that is not answered by then is lost.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
@@ -190,14 +193,13 @@ fn echo_request(from: OverlayIp, to: OverlayIp, token: u64) -> Option<Vec<u8>> {
     message[0] = kind;
     message[4..8].copy_from_slice(&token.to_be_bytes()[..4]);
     message[HEADER..HEADER + 8].copy_from_slice(&token.to_be_bytes());
-    let sum = match (from.0, to.0) {
-        (IpAddr::V6(from), IpAddr::V6(to)) => {
-            let length = ((HEADER + DATA) as u32).to_be_bytes();
-            checksum(&[&from.octets(), &to.octets(), &length, &[0, 0, 0, ICMP_V6], message])
-        }
-        _ => checksum(&[message]),
+    let (header, message) = packet.split_at_mut(header);
+    let sum = match header {
+        // Only ICMPv6 covers the addresses.
+        [0x60, ..] => Sum::pseudo_header(&header[8..40], protocol, message.len()) + Sum::of(message),
+        _ => Sum::of(message),
     };
-    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    message[2..4].copy_from_slice(&sum.checksum());
     Some(packet)
 }
 
@@ -262,7 +264,7 @@ mod tests {
     fn an_echo_has_a_right_checksum() {
         let v4 = echo_request(ip("10.42.0.1"), ip("10.42.0.2"), 7).unwrap();
 
-        assert_eq!(checksum(&[IpPacket::parse(&v4).unwrap().payload]), 0);
+        assert!(Sum::of(IpPacket::parse(&v4).unwrap().payload).is_valid());
     }
 
     #[test]

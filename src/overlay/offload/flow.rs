@@ -1,0 +1,213 @@
+//! What a packet is to [`super::Join`]: something that others can be joined to, or a reason to end what is being joined.
+
+use super::{
+    ACK, IPV4_HEADER, IPV6_HEADER, PSH, TCP, TCP_CHECKSUM, TCP_FLAGS, TCP_HEADER, UDP, UDP_CHECKSUM, UDP_HEADER,
+    checksum::Sum, four, two, virtio::Kind,
+};
+
+const ICMP_V6: u8 = 58;
+
+/// A packet, looked at as far as needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// Of no flow that is ever joined.
+    Foreign,
+    /// May belong to any flow between these addresses: a fragment, options of IPv4, extension headers of IPv6, a length
+    /// that is not the packet's.
+    Unclear(Addresses),
+    /// Of this flow, and to stand alone.
+    Lone(Flow),
+    /// Of a flow, and like one of many that make a larger one.
+    Segment(Segment),
+}
+
+/// Where from and where to, as they lie in the header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Addresses {
+    /// Of IPv4.
+    V4([u8; 8]),
+    /// Of IPv6.
+    V6([u8; 32]),
+}
+
+/// What has to stay in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    ports: [u8; 4],
+    protocol: u8,
+    /// Both.
+    pub addresses: Addresses,
+}
+
+/// A packet whose headers allow it to be joined, its checksums not yet looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// What it belongs to.
+    pub flow: Flow,
+    /// How the kernel calls packets joined of it.
+    pub kind: Kind,
+    /// Where its transport header begins.
+    pub transport_at: usize,
+    /// Where its payload begins. There is some.
+    pub payload_at: usize,
+    /// Only TCP has one.
+    pub sequence: Option<u32>,
+    /// TCP's PSH: nothing is to be waited for behind it.
+    pub push: bool,
+}
+
+impl Shape {
+    /// What `packet` is.
+    pub fn of(packet: &[u8]) -> Shape {
+        match packet.first().map(|byte| byte >> 4) {
+            Some(4) => Shape::of_v4(packet),
+            Some(6) => Shape::of_v6(packet),
+            _ => Shape::Foreign,
+        }
+    }
+
+    fn of_v4(packet: &[u8]) -> Shape {
+        const NO_OPTIONS: u8 = 0x45;
+        const DONT_FRAGMENT: u8 = 0x40;
+        let Some((header, behind)) = packet.split_first_chunk::<IPV4_HEADER>() else { return Shape::Foreign };
+        let protocol = header[9];
+        if protocol != TCP && protocol != UDP {
+            return Shape::Foreign;
+        }
+        let mut addresses = [0; 8];
+        addresses.copy_from_slice(&header[12..20]);
+        let addresses = Addresses::V4(addresses);
+        let whole = usize::from(u16::from_be_bytes(two(header, 2))) == packet.len();
+        if !whole || header[0] != NO_OPTIONS || header[6] & !DONT_FRAGMENT != 0 || header[7] != 0 {
+            return Shape::Unclear(addresses);
+        }
+        Shape::of_transport(behind, IPV4_HEADER, protocol, addresses, two(header, 10))
+    }
+
+    fn of_v6(packet: &[u8]) -> Shape {
+        let Some((header, behind)) = packet.split_first_chunk::<IPV6_HEADER>() else { return Shape::Foreign };
+        let protocol = header[6];
+        if protocol == ICMP_V6 {
+            return Shape::Foreign;
+        }
+        let mut addresses = [0; 32];
+        addresses.copy_from_slice(&header[8..40]);
+        let addresses = Addresses::V6(addresses);
+        let whole = usize::from(u16::from_be_bytes(two(header, 4))) == behind.len();
+        if !whole || (protocol != TCP && protocol != UDP) {
+            return Shape::Unclear(addresses);
+        }
+        Shape::of_transport(behind, IPV6_HEADER, protocol, addresses, [0, 0])
+    }
+
+    /// Another way to write a checksum of zero is all ones. Nobody does, but what is joined would be cut into packets
+    /// with zeros; so only UDP, where zero means something else, is joined with it.
+    fn of_transport(
+        transport: &[u8],
+        transport_at: usize,
+        protocol: u8,
+        addresses: Addresses,
+        header_checksum: [u8; 2],
+    ) -> Shape {
+        const RESERVED: u8 = 0x0f;
+        const ONES: [u8; 2] = [0xff; 2];
+        let Some(ports) = transport.first_chunk::<4>() else { return Shape::Unclear(addresses) };
+        let flow = Flow { ports: *ports, protocol, addresses };
+        let v4 = matches!(addresses, Addresses::V4(_));
+        let segment = match protocol {
+            TCP if transport.len() > TCP_HEADER => {
+                let headers = usize::from(transport[12] >> 4) * 4;
+                let flags = transport[TCP_FLAGS];
+                let plain = transport[12] & RESERVED == 0 && flags & !PSH == ACK;
+                let whole = headers >= TCP_HEADER && headers < transport.len();
+                (plain && whole && two(transport, TCP_CHECKSUM) != ONES).then(|| Segment {
+                    flow,
+                    kind: if v4 { Kind::TcpV4 } else { Kind::TcpV6 },
+                    transport_at,
+                    payload_at: transport_at + headers,
+                    sequence: Some(u32::from_be_bytes(four(transport, 4))),
+                    push: flags & PSH != 0,
+                })
+            }
+            UDP if transport.len() > UDP_HEADER => {
+                let whole = usize::from(u16::from_be_bytes(two(transport, 4))) == transport.len();
+                (whole && two(transport, UDP_CHECKSUM) != [0, 0]).then_some(Segment {
+                    flow,
+                    kind: Kind::Udp,
+                    transport_at,
+                    payload_at: transport_at + UDP_HEADER,
+                    sequence: None,
+                    push: false,
+                })
+            }
+            _ => None,
+        };
+        match segment {
+            Some(segment) if header_checksum != ONES => Shape::Segment(segment),
+            Some(_) | None => Shape::Lone(flow),
+        }
+    }
+}
+
+impl Segment {
+    /// Whether the headers of `packet`, which this is, are those of `first`, which is another of the same flow and kind,
+    /// but for what differs between packets that are cut from one: lengths, IDs, sequence numbers, checksums, PSH.
+    pub fn is_like(&self, packet: &[u8], first: &[u8]) -> bool {
+        let same = |from: usize, to: usize| match (packet.get(from..to), first.get(from..to)) {
+            (Some(a), Some(b)) => a == b,
+            _ => false,
+        };
+        let network = match self.flow.addresses {
+            // Version, length of the header, TOS with ECN; DF, time to live, protocol.
+            Addresses::V4(_) => same(0, 2) && same(6, 10),
+            // Version, traffic class with ECN, flow label; next header, hop limit.
+            Addresses::V6(_) => same(0, 4) && same(6, 8),
+        };
+        let at = self.transport_at;
+        network
+            && match self.kind {
+                // Acknowledged, length of the header; window; urgent pointer, options.
+                Kind::TcpV4 | Kind::TcpV6 => {
+                    same(at + 8, at + 13) && same(at + 14, at + 16) && same(at + 18, self.payload_at)
+                }
+                Kind::Udp => true,
+            }
+    }
+
+    /// Whether the ID of `packet`, which this is, is what it will be when it has been joined to `first` as the one with
+    /// this `index`, and cut again. IDs mean nothing where there are no fragments.
+    pub fn has_id(&self, packet: &[u8], first: &[u8], index: usize) -> bool {
+        const DONT_FRAGMENT: u8 = 0x40;
+        match (self.flow.addresses, packet, first) {
+            (Addresses::V4(_), [_, _, _, _, a, b, flags, ..], [_, _, _, _, c, d, ..]) => {
+                let (id, begun) = (u16::from_be_bytes([*a, *b]), u16::from_be_bytes([*c, *d]));
+                flags & DONT_FRAGMENT != 0 || id.wrapping_sub(begun) == index as u16
+            }
+            (Addresses::V4(_), ..) => false,
+            (Addresses::V6(_), ..) => true,
+        }
+    }
+
+    /// Whether the checksums of `packet`, which this is, are right.
+    pub fn is_intact(&self, packet: &[u8]) -> bool {
+        let Some((network, transport)) = packet.split_at_checked(self.transport_at) else { return false };
+        let pseudo_header = self.flow.pseudo_header(transport.len());
+        (!self.flow.is_v4() || Sum::of(network).is_valid()) && (pseudo_header + Sum::of(transport)).is_valid()
+    }
+}
+
+impl Flow {
+    /// Whether its addresses are of IPv4.
+    pub fn is_v4(&self) -> bool {
+        matches!(self.addresses, Addresses::V4(_))
+    }
+
+    /// What its transport sums beside `len` bytes of its own.
+    pub fn pseudo_header(&self, len: usize) -> Sum {
+        let addresses: &[u8] = match &self.addresses {
+            Addresses::V4(both) => both,
+            Addresses::V6(both) => both,
+        };
+        Sum::pseudo_header(addresses, self.protocol, len)
+    }
+}
