@@ -20,7 +20,7 @@ mod story;
 pub use agent::Agent;
 pub use coordinator::{Coordinator, TokenOptions};
 pub use http::{Answer, client, fetch};
-pub use lab::Lab;
+pub use lab::{Lab, wiremesh_binary};
 pub use process::Process;
 pub use service::Service;
 pub use story::{eventually, story, story_within};
