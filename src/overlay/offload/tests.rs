@@ -3,3 +3,4 @@
 mod build;
 mod cut;
 mod join;
+mod properties;
