@@ -330,12 +330,12 @@ fn by_flow(packets: &[Vec<u8>]) -> BTreeMap<Vec<u8>, Vec<Vec<u8>>> {
 }
 
 /// Whether a packet is whole, and nothing follows it.
-fn is_whole(packet: &[u8]) -> bool {
+pub fn is_whole(packet: &[u8]) -> bool {
     IpPacket::parse(packet).is_some_and(|ip| ip.header.len() + ip.payload.len() == packet.len())
 }
 
 /// What Linux asks of a frame that stands for several packets, in `virtio_net_hdr_to_skb` and when it takes it apart.
-fn is_taken_by_the_kernel(frame: &[u8]) -> bool {
+pub fn is_taken_by_the_kernel(frame: &[u8]) -> bool {
     let (header, packet) = frame.split_at(VIRTIO_HEADER);
     let Some(header) = VirtioHeader::parse(header) else { return false };
     let (Some(several), Some(unfinished)) = (header.several, header.unfinished) else {
