@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{
     ACK, IPV4_HEADER, IPV6_HEADER, PSH, TCP, TCP_CHECKSUM, TCP_FLAGS, TCP_HEADER, UDP, UDP_CHECKSUM, UDP_HEADER,
-    checksum::Sum, four, two, virtio::Kind,
+    checksum::Sum, part, virtio::Kind,
 };
 
 const ICMP_V6: u8 = 58;
@@ -63,11 +63,11 @@ impl Shape {
         if protocol != TCP && protocol != UDP {
             return Shape::Foreign;
         }
-        let whole = usize::from(u16::from_be_bytes(two(header, 2))) == packet.len();
+        let whole = usize::from(u16::from_be_bytes(part(header, 2))) == packet.len();
         if !whole || header[0] != NO_OPTIONS || header[6] & !DONT_FRAGMENT != 0 || header[7] != 0 {
             return Shape::Unclear;
         }
-        Shape::of_transport(behind, IPV4_HEADER, protocol, two(header, 10))
+        Shape::of_transport(behind, IPV4_HEADER, protocol, part(header, 10))
     }
 
     fn of_v6(packet: &[u8]) -> Shape {
@@ -76,7 +76,7 @@ impl Shape {
         if protocol == ICMP_V6 {
             return Shape::Foreign;
         }
-        let whole = usize::from(u16::from_be_bytes(two(header, 4))) == behind.len();
+        let whole = usize::from(u16::from_be_bytes(part(header, 4))) == behind.len();
         if !whole || (protocol != TCP && protocol != UDP) {
             return Shape::Unclear;
         }
@@ -97,18 +97,18 @@ impl Shape {
                 let flags = transport[TCP_FLAGS];
                 let plain = transport[12] & RESERVED == 0 && flags & !PSH == ACK;
                 let whole = headers >= TCP_HEADER && headers < transport.len();
-                (plain && whole && two(transport, TCP_CHECKSUM) != ONES).then(|| Segment {
+                (plain && whole && part(transport, TCP_CHECKSUM) != ONES).then(|| Segment {
                     key,
                     kind: if v4 { Kind::TcpV4 } else { Kind::TcpV6 },
                     transport_at,
                     payload_at: transport_at + headers,
-                    sequence: Some(u32::from_be_bytes(four(transport, 4))),
+                    sequence: Some(u32::from_be_bytes(part(transport, 4))),
                     push: flags & PSH != 0,
                 })
             }
             UDP if transport.len() > UDP_HEADER => {
-                let whole = usize::from(u16::from_be_bytes(two(transport, 4))) == transport.len();
-                (whole && two(transport, UDP_CHECKSUM) != [0, 0]).then_some(Segment {
+                let whole = usize::from(u16::from_be_bytes(part(transport, 4))) == transport.len();
+                (whole && part(transport, UDP_CHECKSUM) != [0, 0]).then_some(Segment {
                     key,
                     kind: Kind::Udp,
                     transport_at,
