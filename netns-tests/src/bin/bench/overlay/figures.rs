@@ -111,6 +111,7 @@ pub const FIGURES: &[Figure] = &[
     higher("peers_rate", "many peers, echoes, k/s", 1),
     lower("peers_cpu", "many peers, CPU an echo, µs", 2),
     lower("peers_lost", "many peers, lost, %", 3),
+    lower("peers_memory", "many peers, resident, MB", 1),
     lower("silent_wakeups", "wake-ups/s, silent peers", 1),
     lower("silent_packets", "packets/min, silent peers", 0),
 ];
@@ -157,9 +158,9 @@ impl Target {
 }
 
 impl Measure {
-    /// What is done in every round unless told otherwise.
-    pub fn is_usual(self) -> bool {
-        !matches!(self, Measure::Rekey | Measure::Peers | Measure::Silent)
+    /// Whether it is not done between the two ends, but with machines of its own.
+    pub fn has_its_own_place(self) -> bool {
+        matches!(self, Measure::Peers | Measure::Silent)
     }
 
     /// Its name as an option.
