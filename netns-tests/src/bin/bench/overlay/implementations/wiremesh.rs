@@ -10,14 +10,14 @@ use std::{
 };
 
 use anyhow::Context;
-use netns_tests::{Process, client, eventually};
+use netns_tests::{Process, client};
 use serde_json::Value;
 use wiremesh::sandbox::Namespace;
 use wiremesh_certs::{WgPrivateKey, WgPublicKey};
 
 use super::{Beside, Device, Running};
 use crate::overlay::{
-    daemons::Daemons,
+    daemons::{Daemons, until_ready},
     place::{Place, SIDES, Side},
 };
 
@@ -102,8 +102,7 @@ impl Mesh {
         let mut command = clean(namespace.command(program)?);
         command.arg("coordinator").arg("--config").arg(folder.join("coordinator.toml"));
         let mut process = Process::start("coordinator", command, &folder.join("coordinator.log"))?;
-        eventually("the coordinator listens", START_LIMIT, || {
-            process.expect_running()?;
+        until_ready(&mut process, START_LIMIT, || {
             namespace.run(|| TcpStream::connect((address, COORDINATOR_PORT)))??;
             Ok(())
         })?;
@@ -133,10 +132,7 @@ impl Mesh {
         let mut command = clean(namespace.command(&self.program)?);
         command.arg("agent").arg("--config").arg(&file);
         let mut process = Process::start(&format!("agent {name}"), command, &folder.join("agent.log"))?;
-        let address = eventually("the agent is ready", START_LIMIT, || {
-            process.expect_running()?;
-            ready(namespace)
-        })?;
+        let address = until_ready(&mut process, START_LIMIT, || ready(namespace))?;
         let key = fs::read_to_string(state.join("wireguard.key")).context("reading the agent's WireGuard key")?;
         Ok(Agent { process, address, public_key: WgPrivateKey::from_base64(&key)?.public() })
     }
