@@ -9,6 +9,8 @@ const LIMIT: Duration = Duration::from_secs(150);
 const GIGABYTE: u64 = 1_000_000_000;
 /// Under loss one connection waits much of the time; several fill the wire together.
 const STREAMS: u64 = 8;
+/// New keys are made this often.
+const REKEY_SECS: u64 = 3;
 /// In a hundred thousand datagrams.
 const BAD: Impairments = Impairments { lost: 1_000, late: 1_000, damaged: 50, doubled: 50 };
 
@@ -31,6 +33,9 @@ fn two_gigabytes_arrive_whole_over_a_bad_wire_while_keys_change() {
 
         let Fates { came, lost, late, damaged, doubled } = wire.fates();
         println!("{}; {:?}; {handshakes} handshakes", done.summary(), wire.fates());
+        // As many as there could be, and some that were late because a handshake was lost.
+        let possible = done.took.as_secs() / REKEY_SECS;
+        assert!(handshakes >= 2 && handshakes >= possible / 2, "{handshakes} handshakes, {possible} possible");
         assert!(came > 2 * GIGABYTE / 1420, "{came} datagrams took the wire");
         // Each share is a mean of over a million draws.
         for (share, count) in [(BAD.lost, lost), (BAD.late, late), (BAD.damaged, damaged), (BAD.doubled, doubled)] {
@@ -78,7 +83,7 @@ fn over_a_wire(lab: &mut Lab, impairments: Impairments) -> anyhow::Result<(Agent
     let coordinator = lab.coordinator()?;
     let (near, far) = (lab.node("near")?, lab.node("far")?);
     let wire = Wire::between(&mut lab.network, &near.node, &far.node, impairments, 7)?;
-    let configured = |advertised: String| format!("[overlay]\n{advertised}\n");
+    let configured = |advertised: String| format!("[overlay]\n{advertised}\nrekey_after = \"{REKEY_SECS}s\"\n");
     let near = near.with_configuration(&configured(wire.near_advertises())).join(&coordinator)?;
     let far = far.with_configuration(&configured(wire.far_advertises())).join(&coordinator)?;
     near.expect_dht_contacts(1)?;
