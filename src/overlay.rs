@@ -30,8 +30,8 @@ mod inbound;
 mod introduction;
 pub mod io;
 mod members;
+#[cfg_attr(not(test), expect(dead_code, unused_imports, reason = "the threads of the packet path begin to use it"))]
 mod offload;
-mod outbound;
 mod outbox;
 mod own;
 mod packet;
@@ -297,10 +297,11 @@ impl Overlay {
         }
     }
 
-    /// The operating system did not send a datagram to `to`. A fact about a path, and nothing else.
+    /// The operating system did not send a datagram to `to`. A fact about a path, if it is not one about the datagram or
+    /// the moment, and nothing else.
     pub fn on_send_failed(&mut self, to: SocketAddr, dropped: Dropped, now: Instant) {
         self.out.counters.count(dropped);
-        if dropped == Dropped::TooBig {
+        if matches!(dropped, Dropped::TooBig | Dropped::Congested) {
             return;
         }
         for (_, mut peer) in self.peers.iter() {

@@ -22,8 +22,8 @@ use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 use wiremesh::overlay::{
     Dropped, Offloads, Transmit,
     io::{
-        device::{MAX_FRAME_BYTES, Tun, TunDevice, is_gone},
-        socket::{Received, Udp, UnderlaySocket, Wait},
+        tun::{MAX_FRAME_BYTES, Tun, TunDevice, is_gone},
+        udp::{Received, Udp, UnderlaySocket, Wait},
     },
 };
 
@@ -106,7 +106,7 @@ fn a_large_send_comes_out_as_one_packet_or_as_many_without_offloads() {
 
             let frame = read_udp(&*device, Tun::read)?;
             // Linux before 6.2 does not know segments of UDP on TUN devices.
-            if device.takes_udp_segments() {
+            if device.offloads().udp {
                 assert_eq!((frame[1], u16::from_le_bytes([frame[4], frame[5]])), (UDP_SEGMENTS, 100));
                 assert_eq!(frame.len(), PAYLOAD + 1000);
             } else {
@@ -268,7 +268,8 @@ fn a_full_socket_buffer_drops_what_may_not_wait_and_holds_up_what_may() {
     story(|lab| {
         let node = lab.bare_node("a")?;
         let socket = Arc::new(node.run(|| UnderlaySocket::bind(0, &Offloads::default()))??);
-        let (payload, [a, b, c, _]) = (vec![7; 44 * 1452], node.address().octets());
+        let IpAddr::V4(address) = node.address() else { anyhow::bail!("the lab speaks IPv4 unless asked otherwise") };
+        let (payload, [a, b, c, _]) = (vec![7; 44 * 1452], address.octets());
         let send = move |socket: &UnderlaySocket, host: u8, wait| {
             // The kernel keeps a little for every neighbour that it looks for, until it finds that nobody is there.
             let to = (Ipv4Addr::new(a, b, c, host), 7000).into();

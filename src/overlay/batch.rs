@@ -6,10 +6,6 @@
 
 use std::{net::SocketAddr, ops::Range};
 
-use super::offload::VIRTIO_HEADER;
-
-/// What the TUN device hands over at most at once: a packet, large or not, and what it says of it.
-pub const MAX_FRAME: usize = VIRTIO_HEADER + 65_535;
 /// Room for a full batch read from the TUN device. One received buffer of 64 KiB, decrypted, takes a fourth of it.
 pub const BATCH_BYTES: usize = 256 * 1024;
 /// The same batch encrypted, and room for handshakes and introductions beside it.
@@ -158,6 +154,14 @@ impl Packets {
         }
         let full = self.lengths.len() == BATCH_PACKETS || self.bytes.len() - self.used < len;
         (!full).then(|| &mut self.bytes[self.used..])
+    }
+
+    /// Bytes that can still be written before the batch must be drained.
+    pub fn room(&self) -> usize {
+        match self.lengths.len() == BATCH_PACKETS {
+            true => 0,
+            false => self.bytes.len() - self.used,
+        }
     }
 
     /// The first `len` bytes of [`Packets::spare`] are a packet. Where it lies in [`Packets::bytes`].

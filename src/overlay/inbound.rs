@@ -27,6 +27,9 @@ use super::{
 /// No handshake or introduction is larger, and no packet that a peer of ours sends.
 const MAX_ASIDE: usize = MAX_MTU as usize + OVERHEAD;
 
+/// As much as the kernel puts together from one sender, and room for the last packet's tail.
+const MAX_BUFFER: usize = (1 << 16) + MIN_SPARE;
+
 /// Carries packets of peers with whom there is a session.
 pub struct Inbound {
     shared: Arc<Shared>,
@@ -82,6 +85,11 @@ impl Inbound {
             }
         }
         batch.shared.counters.add_traffic(batch.traffic);
+    }
+
+    /// Whether another received buffer surely has room.
+    pub fn has_room(&self) -> bool {
+        self.packets.room() >= MAX_BUFFER
     }
 
     /// What to write to the TUN device.

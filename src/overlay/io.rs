@@ -4,14 +4,15 @@
 //! the machine, which takes what they leave and keeps time; `overlay-links` watches the machine's network interfaces and
 //! keeps endpoints and MTU true to them. Everybody else holds a [`Handle`].
 
-mod device;
 mod handle;
 mod lanes;
 mod links;
-mod socket;
 mod sys;
 #[cfg(test)]
 mod tests;
+pub mod tun;
+pub mod udp;
+mod watching;
 
 use std::{collections::BTreeMap, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
@@ -26,15 +27,15 @@ use wiremesh_certs::{OverlayIp, TrustStore, WgPrivateKey};
 
 pub use self::handle::Handle;
 use self::{
-    device::{Tun, TunDevice},
     handle::Command,
     lanes::Asides,
     links::Links,
-    socket::{Udp, UnderlaySocket, Wait},
+    tun::{Tun, TunDevice},
+    udp::{Udp, UnderlaySocket, Wait},
+    watching::Watching,
 };
 use super::{
-    Aside, ConfiguredPeer, Event, Offloads, Overlay, Parameters, Status,
-    endpoints::{self, Families},
+    Aside, ConfiguredPeer, Event, Offloads, Overlay, Parameters, Status, endpoints,
     offload::Takes,
     ping::{PingFailed, PingId, Pong},
 };
@@ -131,7 +132,9 @@ pub async fn start(settings: Settings, tasks: &Tasks) -> anyhow::Result<(Handle,
             .with_context(|| format!("the configured peer {}", peer.public_key))?;
     }
 
-    let watching = Watching { interface: interface.clone(), listen_port, advertise, families, fixed_mtu, network };
+    let interface_name = interface.clone();
+    let watching =
+        Watching { interface: interface_name, listen_port, advertise, families, fixed_mtu, network, address };
     let place = Place { interface, listen_port, mtu, endpoints: watching.endpoints(&interfaces) };
     let (place_sender, place) = watch::channel(place);
     let (commands_sender, commands) = mpsc::channel(MAX_COMMANDS);
@@ -280,62 +283,4 @@ fn obey(
 
 fn status(overlay: &Overlay, place: &Place, now: std::time::Instant) -> Status {
     overlay.status(&place.interface, place.listen_port, place.mtu, place.endpoints.clone(), now)
-}
-
-/// Keeps endpoints and MTU true to the interfaces.
-struct Watching {
-    interface: String,
-    listen_port: u16,
-    advertise: Vec<SocketAddr>,
-    families: Families,
-    fixed_mtu: Option<u16>,
-    network: IpNet,
-}
-
-impl Watching {
-    /// At the end the interface goes and `close` is called: the threads that wait for packets notice.
-    async fn run(
-        self,
-        mut links: Links,
-        place: watch::Sender<Place>,
-        stop: CancellationToken,
-        close: impl FnOnce(),
-    ) -> anyhow::Result<()> {
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => break,
-                () = links.changed() => {}
-            }
-            match links.interfaces().await {
-                Ok(interfaces) => self.follow(&interfaces, &links, &place).await,
-                Err(error) if stop.is_cancelled() => tracing::debug!("{error:#}"),
-                Err(error) => tracing::warn!("listing network interfaces failed: {error:#}"),
-            }
-        }
-        close();
-        if let Err(error) = links.remove(&self.interface).await {
-            tracing::debug!("removing {}: {error:#}", self.interface);
-        }
-        Ok(())
-    }
-
-    async fn follow(&self, interfaces: &[endpoints::Interface], links: &Links, place: &watch::Sender<Place>) {
-        let endpoints = self.endpoints(interfaces);
-        let mtu = self.fixed_mtu.unwrap_or_else(|| endpoints::overlay_mtu(interfaces, &self.interface, self.families));
-        if mtu != place.borrow().mtu {
-            match links.set_mtu(&self.interface, mtu).await {
-                Ok(()) => tracing::info!(mtu, "the underlay's MTU changed"),
-                Err(error) => tracing::warn!(mtu, "changing the MTU failed: {error:#}"),
-            }
-        }
-        place.send_if_modified(|place| {
-            let modified = place.mtu != mtu || place.endpoints != endpoints;
-            (place.mtu, place.endpoints) = (mtu, endpoints);
-            modified
-        });
-    }
-
-    fn endpoints(&self, interfaces: &[endpoints::Interface]) -> Vec<SocketAddr> {
-        endpoints::choose(&self.advertise, interfaces, &self.interface, self.listen_port, self.families, &self.network)
-    }
 }

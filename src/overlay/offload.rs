@@ -20,6 +20,8 @@ mod checksum;
 mod cut;
 mod flow;
 mod join;
+#[cfg(test)]
+mod tests;
 mod virtio;
 
 pub use self::{

@@ -1,5 +1,6 @@
 //! What the overlay promises, held against real overlays on a simulated network.
 
+mod carriers;
 pub mod sim;
 
 use std::{net::SocketAddr, time::Duration};

@@ -15,14 +15,14 @@ use anyhow::Context;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    device::Tun,
-    socket::{Received, Udp, Wait},
+    tun::{MAX_FRAME_BYTES, Tun, is_gone},
+    udp::{Received, Udp, Wait},
 };
 use crate::{
     clock,
     overlay::{
         Aside, Counters, Dropped, Inbound, Outbound,
-        batch::{MAX_FRAME, Packets},
+        batch::Packets,
         offload::{Cut, Joined, MAX_PIECES, VirtioHeader},
     },
     task::CancellationToken,
@@ -32,8 +32,8 @@ use crate::{
 const FRAMES_AT_ONCE: usize = 64;
 /// A frame of this size is worth a system call by itself and waits for no other.
 const LARGE_FRAME: usize = 8 * 1024;
-/// How long to hold back after the socket refused to receive, so that an error that stays does not spin.
-const AFTER_RECEIVE_ERROR: Duration = Duration::from_millis(50);
+/// How long to hold back after a read or receive failed, so that an error that stays does not spin.
+const AFTER_ERROR: Duration = Duration::from_millis(50);
 /// How long a thread may take to notice that it is over.
 const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 
@@ -91,7 +91,18 @@ pub async fn run(
 pub fn outbound(mut machine: Outbound, tun: &impl Tun, udp: &impl Udp, asides: &Asides) -> anyhow::Result<()> {
     let mut frames = Packets::new();
     loop {
-        read(tun, &mut frames).context("reading from the TUN device")?;
+        match read(tun, &mut frames) {
+            Ok(()) => {}
+            Err(error) if is_gone(&error) => {
+                return Err(error).context("the TUN device is gone: its interface was removed");
+            }
+            Err(error) => {
+                // A packet that the kernel could not hand over, and no reason to have none of the others.
+                tracing::debug!(%error, "reading from the TUN device failed");
+                asides.counters.count(Dropped::Device);
+                thread::sleep(AFTER_ERROR);
+            }
+        }
         machine.handle_frames(&mut frames, clock::now(), |aside| asides.leave(aside));
         while let Some(transmit) = machine.poll_transmit() {
             if let Err(dropped) = udp.send(&transmit, Wait::Yes) {
@@ -110,27 +121,25 @@ pub fn inbound(
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let mut received = Received::default();
-    let mut scratch = vec![0; MAX_FRAME];
+    let mut scratch = vec![0; MAX_FRAME_BYTES];
     loop {
         match udp.recv(&mut received) {
             Ok(()) if received.is_empty() && stop.is_cancelled() => return Ok(()),
             Ok(()) => {}
             Err(error) => {
                 tracing::debug!(%error, "receiving failed");
-                thread::sleep(AFTER_RECEIVE_ERROR);
+                thread::sleep(AFTER_ERROR);
                 continue;
             }
         }
         let now = clock::now();
         for buffer in received.buffers() {
+            if !machine.has_room() {
+                write_all(&mut machine, tun, &mut scratch, asides);
+            }
             machine.handle_datagrams(buffer.from, buffer.datagrams(), now, |aside| asides.leave(aside));
         }
-        while let Some(joined) = machine.poll_joined() {
-            if let Err(error) = write(tun, &joined, &mut scratch) {
-                tracing::trace!(%error, "the TUN device refused a packet");
-                asides.counters.count(Dropped::Device);
-            }
-        }
+        write_all(&mut machine, tun, &mut scratch, asides);
     }
 }
 
@@ -142,10 +151,10 @@ pub fn write_plain(tun: &impl Tun, packet: &[u8]) -> io::Result<()> {
 /// Waits for a frame, and takes what else is there.
 fn read(tun: &impl Tun, frames: &mut Packets) -> io::Result<()> {
     let mut count = 0;
-    while let Some(spare) = frames.spare(MAX_FRAME) {
+    while let Some(spare) = frames.spare(MAX_FRAME_BYTES) {
         let len = match count {
-            0 => tun.read(&mut spare[..MAX_FRAME])?,
-            _ => match tun.read_now(&mut spare[..MAX_FRAME])? {
+            0 => tun.read(&mut spare[..MAX_FRAME_BYTES])?,
+            _ => match tun.read_now(&mut spare[..MAX_FRAME_BYTES])? {
                 Some(len) => len,
                 None => break,
             },
@@ -157,6 +166,15 @@ fn read(tun: &impl Tun, frames: &mut Packets) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+fn write_all(machine: &mut Inbound, tun: &impl Tun, scratch: &mut [u8], asides: &Asides) {
+    while let Some(joined) = machine.poll_joined() {
+        if let Err(error) = write(tun, &joined, scratch) {
+            tracing::trace!(%error, "the TUN device refused a packet");
+            asides.counters.count(Dropped::Device);
+        }
+    }
 }
 
 fn write(tun: &impl Tun, joined: &Joined<'_>, scratch: &mut [u8]) -> io::Result<()> {

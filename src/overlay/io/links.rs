@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
@@ -124,21 +125,17 @@ impl Links {
         // The ioctl for the queue's length wants rights outside of any user namespace; netlink does not.
         let up = LinkUnspec::new_with_index(index).mtu(mtu.into()).txqueuelen(QUEUE).up().build();
         self.handle.link().set(up).execute().await.context("setting MTU and state")?;
-        let alone = match address.0 {
-            IpAddr::V4(_) => 32,
-            IpAddr::V6(_) => 128,
-        };
-        let mut add = self.handle.address().add(index, address.0, alone);
-        // Without it an IPv6 address may not be used at once, and the route that names it is refused.
-        add.message_mut().header.flags |= AddressHeaderFlags::Nodad;
-        add.execute().await.context("adding the address")?;
-        let route = RouteMessageBuilder::<IpAddr>::new()
-            .destination_prefix(network.network(), network.prefix_len())?
-            .output_interface(index)
-            .pref_source(address.0)?
-            .build();
-        // Not `replace`: that would take the route from another agent or VPN of this machine and leave it without one.
-        self.handle.route().add(route).execute().await.map_err(as_io).with_context(|| format!("the route to {network}"))
+        self.add_address(index, address).await.context("adding the address")?;
+        self.add_route(index, address, network).await.with_context(|| format!("the route to {network}"))
+    }
+
+    /// Gives our interface what it lacks of its address and route. Whether it lacked any.
+    pub async fn restore(&self, name: &str, address: OverlayIp, network: &IpNet) -> anyhow::Result<bool> {
+        let index = self.index(name).await?;
+        let address_lacked = unless_there(self.add_address(index, address).await).context("adding the address")?;
+        let added = self.add_route(index, address, network).await;
+        let route_lacked = unless_there(added).with_context(|| format!("the route to {network}"))?;
+        Ok(address_lacked || route_lacked)
     }
 
     /// Changes our interface's MTU.
@@ -165,6 +162,27 @@ impl Links {
         }
     }
 
+    async fn add_address(&self, index: u32, address: OverlayIp) -> io::Result<()> {
+        let alone = match address.0 {
+            IpAddr::V4(_) => 32,
+            IpAddr::V6(_) => 128,
+        };
+        let mut add = self.handle.address().add(index, address.0, alone);
+        // Without it an IPv6 address may not be used at once, and the route that names it is refused.
+        add.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        add.execute().await.map_err(as_io)
+    }
+
+    async fn add_route(&self, index: u32, address: OverlayIp, network: &IpNet) -> io::Result<()> {
+        let route = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(network.network(), network.prefix_len())
+            .and_then(|route| route.output_interface(index).pref_source(address.0))
+            .map_err(io::Error::other)?
+            .build();
+        // Not `replace`: that would take the route from another agent or VPN of this machine and leave it without one.
+        self.handle.route().add(route).execute().await.map_err(as_io)
+    }
+
     async fn index(&self, name: &str) -> anyhow::Result<u32> {
         let mut links = self.handle.link().get().match_name(name.to_owned()).execute();
         let link = links.try_next().await?.with_context(|| format!("there is no interface {name}"))?;
@@ -172,10 +190,19 @@ impl Links {
     }
 }
 
+/// Whether something was added that was not there.
+fn unless_there(added: io::Result<()>) -> io::Result<bool> {
+    match added {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// The kernel's answer as what it is.
-fn as_io(error: rtnetlink::Error) -> std::io::Error {
+fn as_io(error: rtnetlink::Error) -> io::Error {
     match error {
         rtnetlink::Error::NetlinkError(said) => said.to_io(),
-        other => std::io::Error::other(other),
+        other => io::Error::other(other),
     }
 }

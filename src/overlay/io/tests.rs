@@ -13,7 +13,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Event, Handle, MAX_COMMANDS, MAX_EVENTS, Outside, Place, Tun, Udp, Wait, carry, run, socket::Received};
+use super::{Event, Handle, MAX_COMMANDS, MAX_EVENTS, Outside, Place, Tun, Udp, Wait, carry, run, udp::Received};
 use crate::{
     clock,
     overlay::{

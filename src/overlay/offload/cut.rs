@@ -78,7 +78,6 @@ impl<'a> Cut<'a> {
     }
 
     /// The next packet, whole and ready to be encrypted. Its memory is written over by the next call.
-    #[expect(clippy::should_implement_trait, reason = "each packet borrows from this, which no Iterator can say")]
     pub fn next(&mut self) -> Option<&[u8]> {
         if self.taken == self.packets {
             return None;

@@ -34,9 +34,10 @@ pub const MAX_FLOWS: usize = 8;
 /// bytes; an array of them fits the stack.
 pub const MAX_PIECES: usize = 128;
 
-const MAX_SEGMENTS: usize = MAX_PIECES - 1;
+/// Beside them there is the virtio header.
+pub const MAX_SEGMENTS: usize = MAX_PIECES - 1;
 /// As many datagrams as Linux takes at once: `UDP_MAX_SEGMENTS` before it was doubled.
-const MAX_DATAGRAMS: usize = 64;
+pub const MAX_DATAGRAMS: usize = 64;
 /// No IP packet is larger.
 const MAX_PACKET: usize = 65_535;
 
@@ -107,13 +108,7 @@ impl Join {
         self.groups.push(Group::alone(at));
     }
 
-    /// Whether there is nothing to write.
-    pub fn is_empty(&self) -> bool {
-        self.taken == self.groups.len()
-    }
-
     /// The next to write, its headers put right in the arena. After the last, this is empty again.
-    #[expect(clippy::should_implement_trait, reason = "each borrows from this, which no Iterator can say")]
     pub fn next<'a>(&'a mut self, arena: &'a mut [u8]) -> Option<Joined<'a>> {
         self.open.clear();
         if self.taken == self.groups.len() {
@@ -127,6 +122,12 @@ impl Join {
         let first = arena.get_mut(group.first.clone()).unwrap_or_default();
         self.header = group.finish(first).unwrap_or(VirtioHeader::NONE).to_bytes();
         Some(Joined { header: &self.header, arena, group, members: &self.members })
+    }
+
+    /// How much its memory holds.
+    #[cfg(test)]
+    pub fn capacities(&self) -> [usize; 3] {
+        [self.groups.capacity(), self.members.capacity(), self.open.capacity()]
     }
 
     fn add_segment(&mut self, arena: &[u8], packet: &[u8], at: Range<usize>, segment: Segment) {

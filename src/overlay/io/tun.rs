@@ -17,14 +17,15 @@ use std::{
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::sys;
-use crate::overlay::{Offloads, offload::Takes};
+use crate::overlay::{
+    Offloads,
+    offload::{Takes, VIRTIO_HEADER},
+};
 
 /// The device that devices are made from.
 const CLONE: &str = "/dev/net/tun";
-/// `struct virtio_net_hdr`, without the number of buffers that a network card would add.
-const HEADER_BYTES: usize = 10;
 /// The largest packet that comes out of a device, whatever its MTU, behind its header.
-pub const MAX_FRAME_BYTES: usize = HEADER_BYTES + 65_535;
+pub const MAX_FRAME_BYTES: usize = VIRTIO_HEADER + 65_535;
 /// For preadv2: read on from where we are, as a device without positions must.
 const NO_OFFSET: u64 = u64::MAX;
 
@@ -87,7 +88,7 @@ impl TunDevice {
         // Exclusive: a device that outlives its program would be joined otherwise, and outlive us with our addresses.
         let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL;
         sys::name_tun(&file, name, flags).map_err(naming)?;
-        sys::set_header_bytes(&file, HEADER_BYTES)?;
+        sys::set_header_bytes(&file, VIRTIO_HEADER)?;
         let wanted = if offloads.tun { LEVELS } else { &LEVELS[LEVELS.len() - 1..] };
         let given = wanted.iter().find(|(_, flags)| sys::set_offloads(&file, *flags).is_ok());
         let offloads = given.map_or(TunOffloads::NONE, |(offloads, _)| *offloads);
