@@ -30,8 +30,8 @@ mod inbound;
 mod introduction;
 pub mod io;
 mod members;
-#[cfg_attr(not(test), expect(dead_code, unused_imports, reason = "the threads of the packet path begin to use it"))]
 mod offload;
+mod outbound;
 mod outbox;
 mod own;
 mod packet;

@@ -35,11 +35,7 @@ pub(crate) struct Place {
 impl Lab {
     /// A lab that keeps its files in `scratch`. Stories are given one; a program that has entered a sandbox makes its own.
     pub fn new(scratch: &Path) -> anyhow::Result<Lab> {
-        let wiremesh = match std::env::var_os(BINARY) {
-            Some(path) => PathBuf::from(path),
-            None => beside_the_tests("wiremesh")?,
-        };
-        anyhow::ensure!(wiremesh.exists(), "{} is not there: run netns-tests/run, which builds it", wiremesh.display());
+        let wiremesh = wiremesh_binary()?;
         let (refusing, service) = (beside_the_tests("refusing")?, beside_the_tests("service")?);
         let place = Place { scratch: scratch.to_owned(), wiremesh, refusing, service };
         Ok(Lab { network: Network::new()?, place: Arc::new(place) })
@@ -103,6 +99,16 @@ impl Place {
         fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         Ok(folder)
     }
+}
+
+/// The `wiremesh` that is tested and measured: the one that `WIREMESH_BIN` names, or that cargo built.
+pub fn wiremesh_binary() -> anyhow::Result<PathBuf> {
+    let wiremesh = match std::env::var_os(BINARY) {
+        Some(path) => PathBuf::from(path),
+        None => beside_the_tests("wiremesh")?,
+    };
+    anyhow::ensure!(wiremesh.exists(), "{} is not there: run netns-tests/run, which builds it", wiremesh.display());
+    Ok(wiremesh)
 }
 
 /// A program in the folder that cargo builds into: tests are in `deps` under it, other programs in it.

@@ -27,7 +27,7 @@ pub use agent::Agent;
 pub use coordinator::{Coordinator, TokenOptions};
 pub use datagrams::datagrams_pass;
 pub use http::{Answer, client, fetch};
-pub use lab::Lab;
+pub use lab::{Lab, wiremesh_binary};
 pub use process::Process;
 pub use refused::Refused;
 pub use requests::requests_pass;

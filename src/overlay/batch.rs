@@ -6,6 +6,8 @@
 
 use std::{net::SocketAddr, ops::Range};
 
+use super::session::OVERHEAD;
+
 /// Room for a full batch read from the TUN device. One received buffer of 64 KiB, decrypted, takes a fourth of it.
 pub const BATCH_BYTES: usize = 256 * 1024;
 /// The same batch encrypted, and room for handshakes and introductions beside it.
@@ -16,6 +18,17 @@ pub const BATCH_PACKETS: usize = 2048;
 pub const MAX_SEGMENTS: usize = 64;
 /// … and at most this many bytes, headers of IPv6 and UDP allowed for.
 pub const MAX_SEGMENTED_BYTES: usize = 65_000;
+
+/// Headers of TCP over IPv6, and about as many of TCP over IPv4 with the usual options.
+const TCP_HEADERS: usize = 60;
+
+/// Bytes of the largest packet that the kernel should hand over, where packets of `mtu` bytes leave: what it is cut into
+/// then leaves in one segmented send, and not in one and a small rest.
+pub fn largest_packet(mtu: u16) -> u32 {
+    let mtu = usize::from(mtu);
+    let segments = (MAX_SEGMENTED_BYTES / (mtu + OVERHEAD)).clamp(1, MAX_SEGMENTS);
+    (segments * mtu.saturating_sub(TCP_HEADERS)) as u32
+}
 
 /// Datagrams for the UDP socket.
 pub struct Transmits {
@@ -242,6 +255,17 @@ mod tests {
         }
 
         assert_eq!(datagrams, 150);
+    }
+
+    #[test]
+    fn the_largest_packet_of_the_kernel_leaves_in_one_send() {
+        for mtu in [1280, 1420, 8920] {
+            let payload = usize::from(mtu) - TCP_HEADERS;
+            let segments = (largest_packet(mtu) as usize).div_ceil(payload);
+
+            assert!(segments <= MAX_SEGMENTS && segments * (usize::from(mtu) + OVERHEAD) <= MAX_SEGMENTED_BYTES);
+            assert!(largest_packet(mtu) > 50_000);
+        }
     }
 
     #[test]

@@ -21,12 +21,12 @@ mod cut;
 mod flow;
 mod join;
 #[cfg(test)]
-mod tests;
+pub mod tests;
 mod virtio;
 
 pub use self::{
     checksum::Sum,
-    cut::{Cut, Malformed},
+    cut::Cut,
     join::{Join, Joined, MAX_PIECES, Takes},
     virtio::{VIRTIO_HEADER, VirtioHeader},
 };

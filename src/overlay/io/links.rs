@@ -23,7 +23,10 @@ use rtnetlink::{
 };
 use wiremesh_certs::OverlayIp;
 
-use crate::{overlay::endpoints::Interface, task::Tasks};
+use crate::{
+    overlay::{batch::largest_packet, endpoints::Interface},
+    task::Tasks,
+};
 
 /// Packets that the kernel keeps for us. Enough for a burst of a TCP window.
 const QUEUE: u32 = 1000;
@@ -125,6 +128,7 @@ impl Links {
         // The ioctl for the queue's length wants rights outside of any user namespace; netlink does not.
         let up = LinkUnspec::new_with_index(index).mtu(mtu.into()).txqueuelen(QUEUE).up().build();
         self.handle.link().set(up).execute().await.context("setting MTU and state")?;
+        self.set_largest_packet(index, mtu).await;
         self.add_address(index, address).await.context("adding the address")?;
         self.add_route(index, address, network).await.with_context(|| format!("the route to {network}"))
     }
@@ -142,7 +146,9 @@ impl Links {
     pub async fn set_mtu(&self, name: &str, mtu: u16) -> anyhow::Result<()> {
         let index = self.index(name).await?;
         let message = LinkUnspec::new_with_index(index).mtu(mtu.into()).build();
-        Ok(self.handle.link().set(message).execute().await?)
+        self.handle.link().set(message).execute().await?;
+        self.set_largest_packet(index, mtu).await;
+        Ok(())
     }
 
     /// Removes our interface. Whoever reads from it is told.
@@ -159,6 +165,15 @@ impl Links {
                 while self.changes.try_recv().is_ok() {}
             }
             () = tokio::time::sleep(REFRESH) => {}
+        }
+    }
+
+    /// A little faster where the kernel takes it, and no harm where it does not.
+    async fn set_largest_packet(&self, index: u32, mtu: u16) {
+        let largest = LinkAttribute::GsoMaxSize(largest_packet(mtu));
+        let message = LinkUnspec::new_with_index(index).append_extra_attribute(largest).build();
+        if let Err(error) = self.handle.link().set(message).execute().await {
+            tracing::debug!(%error, "the kernel does not let us choose the size of large packets");
         }
     }
 

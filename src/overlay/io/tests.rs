@@ -196,7 +196,7 @@ impl Tun for ChannelTun {
     fn read(&self, frame: &mut [u8]) -> io::Result<usize> {
         let mut from_kernel = self.from_kernel.lock().unwrap();
         let packet = self.runtime.block_on(self.stopped.run_until_cancelled(from_kernel.recv())).flatten();
-        Ok(ChannelTun::fill(&packet.ok_or(io::ErrorKind::UnexpectedEof)?, frame))
+        Ok(ChannelTun::fill(&packet.ok_or_else(|| io::Error::from_raw_os_error(libc::EFAULT))?, frame))
     }
 
     fn read_now(&self, frame: &mut [u8]) -> io::Result<Option<usize>> {

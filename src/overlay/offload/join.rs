@@ -108,6 +108,11 @@ impl Join {
         self.groups.push(Group::alone(at));
     }
 
+    /// Whether there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.taken == self.groups.len()
+    }
+
     /// The next to write, its headers put right in the arena. After the last, this is empty again.
     pub fn next<'a>(&'a mut self, arena: &'a mut [u8]) -> Option<Joined<'a>> {
         self.open.clear();

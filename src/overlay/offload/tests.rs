@@ -1,5 +1,5 @@
 //! What cutting and joining promise, for all that could be found out about packets.
 
-mod build;
+pub mod build;
 mod cut;
 mod join;

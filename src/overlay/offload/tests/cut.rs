@@ -2,7 +2,8 @@
 
 use super::build::{Checksum, Plan, Transport, is_well_formed, payload, tcp, udp};
 use crate::overlay::offload::{
-    Cut, Malformed, VIRTIO_HEADER,
+    Cut, VIRTIO_HEADER,
+    cut::Malformed,
     virtio::{Kind, Several, Unfinished, VirtioHeader},
 };
 

@@ -1,0 +1,190 @@
+//! What was measured, as a table for people and as JSON for programs.
+
+mod verdicts;
+
+use std::{collections::BTreeMap, fs};
+
+use serde_json::{Value, json};
+
+use self::verdicts::Judged;
+use super::{
+    Results, Round,
+    figures::{Better, FIGURES, Figure, Measure},
+    measures::Numbers,
+    statistics::{PerRound, Spread},
+};
+
+/// What a row of the table begins with.
+const TITLE_COLUMNS: usize = 33;
+/// Between the columns of two implementations.
+const GAP: usize = 2;
+const MIN_COLUMNS: usize = 11;
+
+/// One line about a measure that was taken.
+pub fn progress(measure: Measure, taken: &Result<Numbers, String>) -> String {
+    let name = measure.name();
+    match taken {
+        Ok(numbers) => {
+            let numbers: Vec<String> = numbers.iter().map(|(key, number)| format!("{key} {number:.3}")).collect();
+            format!("{name}: {}", numbers.join(" · "))
+        }
+        Err(why) => format!("{name}: failed: {why}"),
+    }
+}
+
+/// The machine's load averages.
+pub fn load() -> String {
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    load.split(' ').take(3).collect::<Vec<_>>().join(" ")
+}
+
+/// Everything as one JSON document.
+pub fn json(results: &Results<'_>) -> Value {
+    let implementations: Vec<Value> = results
+        .implementations
+        .iter()
+        .map(|one| {
+            json!({
+                "name": one.name,
+                "version": one.version,
+                "program": one.program,
+                "mtu": results.mtus.get(&one.name),
+            })
+        })
+        .collect();
+    let missing: Vec<Value> =
+        results.missing.iter().map(|one| json!({ "name": one.name, "why": one.looked })).collect();
+    let figures: Vec<Value> = FIGURES
+        .iter()
+        .map(|figure| {
+            let spreads: BTreeMap<&String, Value> = results
+                .implementations
+                .iter()
+                .filter_map(|one| Some((&one.name, spread_json(Spread::of(&results.of(&one.name, figure.key))?))))
+                .collect();
+            json!({ "figure": figure.key, "title": figure.title, "implementations": spreads })
+        })
+        .collect();
+    let judged: Vec<Value> = verdicts::all(results).iter().map(Judged::json).collect();
+    json!({
+        "machine": machine(results),
+        "implementations": implementations,
+        "missing": missing,
+        "figures": figures,
+        "targets": judged,
+        "failures": failures(results),
+        "rounds": results.orders.iter().zip(&results.rounds).map(round_json).collect::<Vec<_>>(),
+    })
+}
+
+/// Everything as tables.
+pub fn table(results: &Results<'_>) {
+    let machine = machine(results);
+    println!("\n{}", machine.iter().map(|(key, value)| format!("{key}: {value}")).collect::<Vec<_>>().join(" · "));
+    for one in &results.implementations {
+        let program = one.program.as_ref().map(|program| format!(" · {}", program.display())).unwrap_or_default();
+        let mtu = results.mtus.get(&one.name).map(|mtu| format!(" · MTU {mtu}")).unwrap_or_default();
+        println!("  {:<14} {}{mtu}{program}", one.name, one.version);
+    }
+    for one in &results.missing {
+        println!("  {:<14} NOT MEASURED: {}", one.name, one.looked);
+    }
+
+    let columns: Vec<usize> = results.implementations.iter().map(|one| one.name.len().max(MIN_COLUMNS)).collect();
+    let row = |title: &str, cells: Vec<String>| {
+        let cells = cells.iter().zip(&columns).map(|(cell, width)| format!("{cell:>width$}", width = width + GAP));
+        println!("{title:<TITLE_COLUMNS$}{}", cells.collect::<String>().trim_end());
+    };
+    println!();
+    row("median (range under it)", results.implementations.iter().map(|one| one.name.clone()).collect());
+    for figure in FIGURES {
+        let spreads: Vec<Option<Spread>> =
+            results.implementations.iter().map(|one| Spread::of(&results.of(&one.name, figure.key))).collect();
+        if spreads.iter().all(Option::is_none) {
+            continue;
+        }
+        let better = match figure.better {
+            Better::Higher => '↑',
+            Better::Lower => '↓',
+        };
+        let title = format!("{better} {}", figure.title);
+        row(&title, spreads.iter().map(|spread| cell(figure, *spread, |spread| vec![spread.median])).collect());
+        if spreads.iter().flatten().any(|spread| spread.rounds > 1) {
+            row(
+                "",
+                spreads.iter().map(|spread| cell(figure, *spread, |spread| vec![spread.min, spread.max])).collect(),
+            );
+        }
+    }
+
+    let failures = failures(results);
+    if !failures.is_empty() {
+        println!("\nfailed:");
+        failures.iter().for_each(|failure| println!("  {failure}"));
+    }
+    verdicts::print(results);
+}
+
+impl Results<'_> {
+    /// A figure of an implementation, by rounds.
+    fn of(&self, name: &str, key: &str) -> PerRound {
+        let number = |round: usize| {
+            let measures = self.rounds.get(round)?.get(name)?;
+            measures.values().flatten().find_map(|numbers| numbers.get(key).copied())
+        };
+        (0..self.rounds.len()).filter_map(|round| Some((round, number(round)?))).collect()
+    }
+}
+
+fn cell(figure: &Figure, spread: Option<Spread>, values: impl Fn(Spread) -> Vec<f64>) -> String {
+    let Some(spread) = spread else { return "–".to_owned() };
+    let values: Vec<String> = values(spread).iter().map(|value| format!("{value:.*}", figure.digits)).collect();
+    values.join("…")
+}
+
+fn round_json((order, round): (&Vec<String>, &Round)) -> Value {
+    let taken = |taken: &Result<Numbers, String>| match taken {
+        Ok(numbers) => json!(numbers),
+        Err(why) => json!({ "failed": why }),
+    };
+    let measured: BTreeMap<&String, BTreeMap<String, Value>> = round
+        .iter()
+        .map(|(name, measures)| (name, measures.iter().map(|(measure, one)| (measure.name(), taken(one))).collect()))
+        .collect();
+    json!({ "order": order, "measured": measured })
+}
+
+fn spread_json(spread: Spread) -> Value {
+    json!({ "median": spread.median, "min": spread.min, "max": spread.max, "rounds": spread.rounds })
+}
+
+fn failures(results: &Results<'_>) -> Vec<String> {
+    let mut failures = Vec::new();
+    for (number, round) in results.rounds.iter().enumerate() {
+        for (name, measures) in round {
+            for (measure, taken) in measures {
+                if let Err(why) = taken {
+                    failures.push(format!("round {}, {name}, {}: {why}", number + 1, measure.name()));
+                }
+            }
+        }
+    }
+    failures
+}
+
+/// What one must know about where it was measured.
+fn machine(results: &Results<'_>) -> BTreeMap<&'static str, String> {
+    let read = |file| fs::read_to_string(file).unwrap_or_default();
+    let processors = read("/proc/cpuinfo");
+    let model = processors.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+    let cores = processors.lines().filter(|line| line.starts_with("processor")).count();
+    let segmentation = if results.cable.udp_segmentation { "on" } else { "off" };
+    BTreeMap::from([
+        ("kernel", read("/proc/sys/kernel/osrelease").trim().to_owned()),
+        ("processor", format!("{cores} × {}", model.trim_start_matches([' ', '\t', ':']))),
+        ("load before and after", format!("{} and {}", results.load_before, load())),
+        ("underlay", format!("veth, MTU {}, tx-udp-segmentation {segmentation}", results.cable.mtu)),
+        ("rounds", format!("{} of {} s a measure", results.rounds.len(), results.options.seconds)),
+        ("seed", results.seed.to_string()),
+    ])
+}
