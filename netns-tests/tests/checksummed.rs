@@ -11,6 +11,9 @@ const GIGABYTE: u64 = 1_000_000_000;
 const STREAMS: u64 = 8;
 /// New keys are made this often.
 const REKEY_SECS: u64 = 3;
+/// How often, in so many hundred thousand packets, the kernel may change the order by itself: it can when a thread is moved to
+/// another processor between two packets. Who sorts packets wrongly does it thousands of times.
+const BY_THE_KERNEL: u64 = 2;
 /// In a hundred thousand datagrams.
 const BAD: Impairments = Impairments { lost: 1_000, late: 1_000, damaged: 50, doubled: 50 };
 
@@ -57,8 +60,9 @@ fn two_gigabytes_arrive_whole_over_a_bad_wire_while_keys_change() {
 fn a_good_wire_stays_one_where_every_packet_comes_in_its_turn() {
     story_within(LIMIT, |lab| {
         let coordinator = lab.coordinator()?;
-        let near = lab.node("near")?.join(&coordinator)?;
-        let far = lab.node("far")?.join(&coordinator)?;
+        let rekeying = format!("[overlay]\nrekey_after = \"{REKEY_SECS}s\"\n");
+        let near = lab.node("near")?.with_configuration(&rekeying).join(&coordinator)?;
+        let far = lab.node("far")?.with_configuration(&rekeying).join(&coordinator)?;
         near.expect_dht_contacts(1)?;
         let far_ip = far.overlay_ip()?;
 
@@ -67,12 +71,15 @@ fn a_good_wire_stays_one_where_every_packet_comes_in_its_turn() {
 
             println!("{}", done.summary());
             // The sender knows: a segment that it sent once only was acknowledged after a later one.
-            assert_eq!(done.sum(TcpInfo::reorderings), 0);
+            let reorderings = done.sum(TcpInfo::reorderings);
+            assert!(reorderings <= BY_THE_KERNEL, "the order was changed {reorderings} times");
             // The receiver does not know whether the earlier one was overtaken or lost. Where nothing was lost, because
             // all that was sent again was sent for nothing, there is only the one explanation.
-            if done.sum(TcpInfo::retransmissions) == done.sum(TcpInfo::needless) {
+            if reorderings == 0 && done.sum(TcpInfo::retransmissions) == done.sum(TcpInfo::needless) {
                 assert_eq!(done.sum(TcpInfo::out_of_order), 0);
             }
+            let age = handshake_age(&near)?;
+            assert!(age < 3.0 * REKEY_SECS as f64, "the keys are {age} s old");
         }
         Ok(())
     });

@@ -162,6 +162,31 @@ fn an_agent_that_was_asleep_wakes_up() {
     });
 }
 
+#[test]
+fn a_member_that_is_revoked_is_cut_off_in_mid_stream() {
+    story_within(LIMIT, |lab| {
+        let (coordinator, near, far) = two(lab)?;
+
+        // More than could be moved before the end of the story.
+        let transfer = Transfer::begin(&near.node, &far.node, far.overlay_ip()?, STREAMS, 100 * BYTES)?;
+        flows(&transfer)?;
+        coordinator.revoke(far.name())?;
+        eventually("the news has come", AGAIN_WITHIN, || {
+            let peers = near.command_json(&["peers"])?;
+            anyhow::ensure!(peers["peers"].as_array().is_some_and(Vec::is_empty), "{peers}");
+            Ok(())
+        })?;
+
+        // What had arrived may still be read.
+        thread::sleep(Duration::from_millis(300));
+        let moved = transfer.moved();
+        thread::sleep(BREAK);
+        assert_eq!(transfer.moved(), moved);
+        assert!(!transfer.is_over());
+        Ok(())
+    });
+}
+
 /// Two agents that know of each other.
 fn two(lab: &mut Lab) -> anyhow::Result<(Coordinator, Agent, Agent)> {
     let coordinator = lab.coordinator()?;
