@@ -33,7 +33,7 @@ impl Refused {
         let (call, arguments, error) = match self {
             Refused::UdpReceive => (libc::SYS_setsockopt, option(libc::UDP_GRO), libc::ENOPROTOOPT),
             Refused::UdpSend => (libc::SYS_setsockopt, option(libc::UDP_SEGMENT), libc::ENOPROTOOPT),
-            Refused::TunOffloads => (libc::SYS_ioctl, vec![(1, libc::TUNSETOFFLOAD as u64)], libc::EINVAL),
+            Refused::TunOffloads => (libc::SYS_ioctl, vec![(1, libc::TUNSETOFFLOAD)], libc::EINVAL),
             Refused::ReadsAtOnce => (libc::SYS_preadv2, Vec::new(), libc::EOPNOTSUPP),
         };
         let is = |(argument, value)| SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value);

@@ -7,7 +7,7 @@ use std::{
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
@@ -37,7 +37,9 @@ const STALL_LIMIT: Duration = Duration::from_secs(40);
 #[derive(Debug)]
 pub struct Transfer {
     streams: Vec<TcpStream>,
-    tasks: Vec<JoinHandle<anyhow::Result<()>>>,
+    tasks: Vec<JoinHandle<()>>,
+    /// What went wrong first.
+    failed: Arc<Mutex<Option<anyhow::Error>>>,
     moved: Arc<AtomicU64>,
     total: u64,
     begun_at: Instant,
@@ -69,11 +71,18 @@ impl Transfer {
         let pool = Arc::new(Pool::new());
         let moved = Arc::new(AtomicU64::new(0));
         let total = 2 * streams * blocks * BLOCK_BYTES as u64;
-        let mut transfer = Transfer { streams: Vec::new(), tasks: Vec::new(), moved, total, begun_at: clock::now() };
+        let mut transfer = Transfer {
+            streams: Vec::new(),
+            tasks: Vec::new(),
+            failed: Arc::default(),
+            moved,
+            total,
+            begun_at: clock::now(),
+        };
         for stream in 0..streams {
             let near_end = near.run(|| TcpStream::connect_timeout(&to, CONNECT_LIMIT))?.context("connecting")?;
             let (far_end, _) = listener.accept()?;
-            let there = stream * 2 << STREAM_SHIFT;
+            let there = (stream * 2) << STREAM_SHIFT;
             let back = (stream * 2 + 1) << STREAM_SHIFT;
             for (end, out, back) in [(near_end, there, back), (far_end, back, there)] {
                 end.set_read_timeout(Some(STALL_LIMIT))?;
@@ -81,8 +90,8 @@ impl Transfer {
                 let (sender, receiver) = (end.try_clone()?, end.try_clone()?);
                 let (sent, expected) = (pool.clone(), pool.clone());
                 let moved = transfer.moved.clone();
-                transfer.tasks.push(thread::spawn(move || send(sender, &sent, out..out + blocks)));
-                transfer.tasks.push(thread::spawn(move || receive(receiver, &expected, back..back + blocks, &moved)));
+                transfer.spawn(sender, move |stream| send(stream, &sent, out..out + blocks));
+                transfer.spawn(receiver, move |stream| receive(stream, &expected, back..back + blocks, &moved));
                 transfer.streams.push(end);
             }
         }
@@ -106,19 +115,26 @@ impl Transfer {
 
     /// Waits for its end.
     pub fn finish(mut self) -> anyhow::Result<Transferred> {
-        let mut result = Ok(());
         for task in self.tasks.drain(..) {
-            let ended = task.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a task of the transfer panicked")));
-            if result.is_ok() && ended.is_err() {
-                // The others would wait for bytes that never come.
-                self.streams.iter().for_each(abandon);
-                result = ended;
-            }
+            task.join().map_err(|_| anyhow::anyhow!("a task of the transfer panicked"))?;
         }
-        result.with_context(|| format!("after {} of {} bytes", self.moved(), self.total))?;
+        if let Some(error) = self.failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Err(error.context(format!("after {} of {} bytes", self.moved(), self.total)));
+        }
         let took = clock::now() - self.begun_at;
         let connections = self.streams.iter().map(TcpInfo::of).collect::<anyhow::Result<_>>()?;
         Ok(Transferred { bytes: self.moved(), took, connections })
+    }
+
+    /// Does `work` with one end of a connection. When that fails the connection ends, so that nobody waits for it.
+    fn spawn(&mut self, stream: TcpStream, work: impl FnOnce(&TcpStream) -> anyhow::Result<()> + Send + 'static) {
+        let failed = self.failed.clone();
+        self.tasks.push(thread::spawn(move || {
+            if let Err(error) = work(&stream) {
+                failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                abandon(&stream);
+            }
+        }));
     }
 }
 
@@ -168,7 +184,7 @@ impl Pool {
     }
 }
 
-fn send(mut stream: TcpStream, pool: &Pool, numbers: std::ops::Range<u64>) -> anyhow::Result<()> {
+fn send(mut stream: &TcpStream, pool: &Pool, numbers: std::ops::Range<u64>) -> anyhow::Result<()> {
     let mut block = vec![0; BLOCK_BYTES];
     for number in numbers {
         block[..NUMBER_BYTES].copy_from_slice(&number.to_be_bytes());
@@ -178,7 +194,12 @@ fn send(mut stream: TcpStream, pool: &Pool, numbers: std::ops::Range<u64>) -> an
     Ok(())
 }
 
-fn receive(mut stream: TcpStream, pool: &Pool, numbers: std::ops::Range<u64>, moved: &AtomicU64) -> anyhow::Result<()> {
+fn receive(
+    mut stream: &TcpStream,
+    pool: &Pool,
+    numbers: std::ops::Range<u64>,
+    moved: &AtomicU64,
+) -> anyhow::Result<()> {
     let mut block = vec![0; BLOCK_BYTES];
     for number in numbers {
         stream.read_exact(&mut block).context("receiving")?;

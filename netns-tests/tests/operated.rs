@@ -1,8 +1,9 @@
 //! What operators and cables do to an agent in the middle of bulk traffic: it goes on, or ends as it should.
 
-use std::{thread, time::Duration};
+use std::{net::IpAddr, thread, time::Duration};
 
 use netns_tests::{Agent, Coordinator, Lab, Transfer, eventually, story_within};
+use nix::sys::signal::Signal;
 
 const LIMIT: Duration = Duration::from_secs(120);
 /// Each way. More than passes while something is done to an agent.
@@ -96,6 +97,93 @@ fn an_agent_whose_interface_is_deleted_ends_and_says_why() {
         assert!(status.code().is_some(), "{status}");
         assert!(near.log().contains("TUN device"), "it does not say why");
         near.start()
+    });
+}
+
+#[test]
+fn an_agent_moves_to_another_address() {
+    story_within(LIMIT, |lab| {
+        let (_coordinator, near, far) = two(lab)?;
+        let IpAddr::V4(before) = near.node.address() else { anyhow::bail!("an IPv6 underlay") };
+        let after = IpAddr::from([before.octets()[0], before.octets()[1], before.octets()[2], 250]);
+
+        let transfer = Transfer::begin(&near.node, &far.node, far.overlay_ip()?, STREAMS, BYTES)?;
+        flows(&transfer)?;
+        near.node.remove_address(before.into(), 24)?;
+        near.node.add_address(after, 24)?;
+
+        flows(&transfer)?;
+        let peers = far.command_json(&["peers"])?;
+        assert_eq!(peers["peers"][0]["endpoint"], format!("{after}:51820"));
+        println!("{}", transfer.finish()?.summary());
+        Ok(())
+    });
+}
+
+#[test]
+fn the_underlay_takes_smaller_packets_and_large_ones_again() {
+    story_within(LIMIT, |lab| {
+        let (_coordinator, near, far) = two(lab)?;
+
+        let transfer = Transfer::begin(&near.node, &far.node, far.overlay_ip()?, STREAMS, BYTES)?;
+        for (underlay, overlay) in [(1280, 1280), (1500, 1420)] {
+            flows(&transfer)?;
+            near.node.set_mtu(underlay)?;
+            far.node.set_mtu(underlay)?;
+            for agent in [&near, &far] {
+                eventually("the overlay follows", AGAIN_WITHIN, || {
+                    let mtu = &agent.command_json(&["status"])?["overlay"]["mtu"];
+                    anyhow::ensure!(*mtu == overlay, "{mtu}");
+                    Ok(())
+                })?;
+            }
+        }
+
+        flows(&transfer)?;
+        println!("{}", transfer.finish()?.summary());
+        Ok(())
+    });
+}
+
+#[test]
+fn an_agent_that_was_asleep_wakes_up() {
+    story_within(LIMIT, |lab| {
+        let (_coordinator, near, mut far) = two(lab)?;
+
+        let transfer = Transfer::begin(&near.node, &far.node, far.overlay_ip()?, STREAMS, BYTES)?;
+        flows(&transfer)?;
+        far.running()?.signal(Signal::SIGSTOP)?;
+        thread::sleep(BREAK);
+        far.running()?.signal(Signal::SIGCONT)?;
+
+        flows(&transfer)?;
+        println!("{}", transfer.finish()?.summary());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_member_that_is_revoked_is_cut_off_in_mid_stream() {
+    story_within(LIMIT, |lab| {
+        let (coordinator, near, far) = two(lab)?;
+
+        // More than could be moved before the end of the story.
+        let transfer = Transfer::begin(&near.node, &far.node, far.overlay_ip()?, STREAMS, 100 * BYTES)?;
+        flows(&transfer)?;
+        coordinator.revoke(far.name())?;
+        eventually("the news has come", AGAIN_WITHIN, || {
+            let peers = near.command_json(&["peers"])?;
+            anyhow::ensure!(peers["peers"].as_array().is_some_and(Vec::is_empty), "{peers}");
+            Ok(())
+        })?;
+
+        // What had arrived may still be read.
+        thread::sleep(Duration::from_millis(300));
+        let moved = transfer.moved();
+        thread::sleep(BREAK);
+        assert_eq!(transfer.moved(), moved);
+        assert!(!transfer.is_over());
+        Ok(())
     });
 }
 

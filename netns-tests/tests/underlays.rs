@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context;
 use ipnet::IpNet;
-use netns_tests::{Agent, Lab, Network, Node, datagrams_pass, story_within, transfer};
+use netns_tests::{Agent, Lab, Network, Node, datagrams_pass, requests_pass, story_within, transfer};
 
 const LIMIT: Duration = Duration::from_secs(120);
 /// Each way.
@@ -123,6 +123,7 @@ fn all_kinds_of_traffic_pass(near: &Agent, far: &Agent, mtu: u16) -> anyhow::Res
     }
 
     datagrams_pass(&near.node, &far.node, far_ip, mtu)?;
+    println!("a request takes {:?}", requests_pass(&near.node, &far.node, far_ip)?);
     println!("{}", transfer(&near.node, &far.node, far_ip, 2, BYTES)?.summary());
     Ok(())
 }

@@ -13,7 +13,7 @@ use anyhow::Context;
 use netns_tests::{
     Agent, Coordinator, Lab, Node, Process, datagrams_pass, eventually,
     forge::{self, Identity},
-    story_within, transfer,
+    requests_pass, story_within, transfer,
 };
 use wiremesh::clock;
 use wiremesh_certs::WgPrivateKey;
@@ -79,6 +79,7 @@ fn bulk_and_bursts_pass_both_ways_between_wireguard_go_and_an_agent() {
 
         datagrams_pass(standard, &agent.node, agent_ip, 1420)?;
         datagrams_pass(&agent.node, standard, PEER.parse()?, 1420)?;
+        requests_pass(standard, &agent.node, agent_ip)?;
         for streams in [1, 8] {
             println!("{}", transfer(standard, &agent.node, agent_ip, streams, BULK)?.summary());
         }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use netns_tests::{Agent, Refused, datagrams_pass, story_within, transfer};
+use netns_tests::{Agent, Refused, datagrams_pass, requests_pass, story_within, transfer};
 
 const LIMIT: Duration = Duration::from_secs(120);
 /// Each way.
@@ -70,6 +70,7 @@ fn agents_whose_kernel_refuses_things_do_without_them() {
 fn everything_passes(near: &Agent, far: &Agent) -> anyhow::Result<()> {
     let far_ip = far.overlay_ip()?;
     datagrams_pass(&near.node, &far.node, far_ip, 1420)?;
+    println!("{}: a request takes {:?}", near.name(), requests_pass(&near.node, &far.node, far_ip)?);
     println!("{}: {}", near.name(), transfer(&near.node, &far.node, far_ip, 2, BYTES)?.summary());
     Ok(())
 }

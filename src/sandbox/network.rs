@@ -174,6 +174,16 @@ impl Node {
         })
     }
 
+    /// Takes an address from the cable.
+    pub fn remove_address(&self, address: IpAddr, bits: u8) -> anyhow::Result<()> {
+        self.namespace.netlink("removing an address", async |handle| {
+            let cable = index_of(&handle, CABLE).await?;
+            let mut add = handle.address().add(cable, address, bits);
+            let message = std::mem::take(add.message_mut());
+            handle.address().del(message).execute().await
+        })
+    }
+
     /// The largest packet that its cable takes, either way.
     pub fn set_mtu(&self, mtu: u32) -> anyhow::Result<()> {
         let set_at = async |handle: Handle, interface: &str| {
