@@ -3,7 +3,7 @@
 use std::{
     fmt::Write as _,
     fs,
-    net::{IpAddr, Ipv4Addr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -53,7 +53,7 @@ impl Wiremesh {
     pub(super) fn start(&self, program: &Path, place: &Place, folder: &Path, number: usize) -> anyhow::Result<Running> {
         // The cable leads to it from both ends, and it has nothing to do while packets flow.
         let near = place.namespace(Side::Near);
-        let mesh = Mesh::start(program, near, Side::Near.underlay(), folder)?;
+        let mesh = Mesh::start(program, near, Side::Near.underlay().into(), folder)?;
         let mut agents = Vec::new();
         for side in SIDES {
             agents.push(mesh.agent(place.namespace(side), side.name(), number, place.overlay_mtu(), "")?);
@@ -76,7 +76,7 @@ impl Wiremesh {
         peers: &[(WgPublicKey, IpAddr)],
     ) -> anyhow::Result<Device> {
         let near = place.namespace(Side::Near);
-        let mesh = Mesh::start(program, near, Side::Near.underlay(), folder)?;
+        let mesh = Mesh::start(program, near, Side::Near.underlay().into(), folder)?;
         let mut configuration = String::new();
         for (key, address) in peers {
             writeln!(configuration, "\n[[overlay.peer]]\npublic_key = \"{key}\"\naddress = \"{address}\"")?;
@@ -93,9 +93,9 @@ impl Wiremesh {
 
 impl Mesh {
     /// A coordinator at `address`, which is in `namespace`.
-    pub fn start(program: &Path, namespace: &Namespace, address: Ipv4Addr, folder: &Path) -> anyhow::Result<Mesh> {
+    pub fn start(program: &Path, namespace: &Namespace, address: IpAddr, folder: &Path) -> anyhow::Result<Mesh> {
         let folder = folder.to_owned();
-        let (data, listen) = (folder.join("data"), format!("{address}:{COORDINATOR_PORT}"));
+        let (data, listen) = (folder.join("data"), SocketAddr::new(address, COORDINATOR_PORT));
         let configuration =
             format!("data_dir = {data:?}\nlisten = \"{listen}\"\npublic_urls = [\"https://{listen}\"]\n");
         fs::write(folder.join("coordinator.toml"), configuration)?;
