@@ -67,7 +67,7 @@ use self::{
     packet::IpPacket,
     peers::{Peers, Slot},
     ping::{PingFailed, PingId, Pings, Pong},
-    session::{Due, MIN_SPARE, Opened, Pace},
+    session::{Due, MIN_SPARE, Opened},
     shared::{Aside, Shared},
     unknown::Unknown,
 };
@@ -252,7 +252,7 @@ impl Overlay {
     pub fn handle_timeout(&mut self, now: Instant, unix: UnixTime) {
         let ticks = self.out.tick_at.is_some_and(|at| now >= at);
         let mut leaving = Vec::new();
-        let mut pace = None;
+        let mut awake = false;
         let mut unfinished = false;
         self.out.wake.clear();
         for (slot, mut peer) in self.peers.iter() {
@@ -273,7 +273,7 @@ impl Overlay {
                 }
                 Some(Due::Retry(_) | Due::Suspect | Due::Rekey | Due::GaveUp) | None => {}
             }
-            pace = pace.max(peer.pace(now));
+            awake |= peer.session.is_awake(now);
             self.out.wake.note(peer.session.poll_timeout());
             self.out.wake.note(peer.held.poll_timeout());
         }
@@ -291,9 +291,8 @@ impl Overlay {
         } else if ticks {
             self.out.tick_at = None;
         }
-        self.out.wake.note(self.out.tick_at.map(|at| (at, "sessions tick")));
-        if let Some(pace) = pace {
-            self.out.stay_awake(now, pace);
+        if awake || self.out.tick_at.is_some() {
+            self.out.stay_awake(now);
         }
     }
 
@@ -473,7 +472,7 @@ impl Overlay {
         }
         if !was_ready || matches!(opened, Opened::Established(_)) {
             peer.flush(&self.own, &mut self.out, now);
-            self.out.stay_awake(now, Pace::Busy);
+            self.out.stay_awake(now);
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use super::{
     ConfiguredPeer, Dropped, Event, Overlay,
     peer::{Left, Peer, PeerSource, Reach},
     peers::{MAX_PEERS, Slot, lock},
-    session::{Pace, Session},
+    session::Session,
 };
 
 /// Why somebody was not taken as a peer.
@@ -87,7 +87,7 @@ impl Overlay {
             peer.path.set_configured(*endpoint);
         }
         if keepalive_secs.is_some() {
-            self.out.stay_awake(now, Pace::Busy);
+            self.out.stay_awake(now);
         }
         Ok(())
     }

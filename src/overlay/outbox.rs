@@ -6,7 +6,7 @@ use super::{
     Dropped, Event,
     batch::{Packets, Transmits},
     dropped::Counters,
-    session::Pace,
+    session::TICK,
 };
 
 /// Events kept until they are fetched; beyond it the oldest goes. What was asked in it is asked again.
@@ -54,10 +54,8 @@ impl Outbox {
     }
 
     /// A session is awake: tick it.
-    pub fn stay_awake(&mut self, now: Instant, pace: Pace) {
-        let at = now + pace.tick();
-        let at = self.tick_at.map_or(at, |earlier| earlier.min(at));
-        self.tick_at = Some(at);
+    pub fn stay_awake(&mut self, now: Instant) {
+        let at = *self.tick_at.get_or_insert(now + TICK);
         self.wake.note(Some((at, "sessions tick")));
     }
 

@@ -1,9 +1,6 @@
 //! One other node: who it is, the session with it, the way to it.
 
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, time::Instant};
 
 use ipnet::IpNet;
 use wiremesh_certs::{NodeRecord, OverlayIp, Signed, UnixTime, Verified, WgPublicKey};
@@ -18,7 +15,7 @@ use super::{
     own::{Own, OwnAddress},
     packet::IpPacket,
     path::Path,
-    session::{Due, INITIATION, MIN_SPARE, OVERHEAD, Opened, Pace, Session, Ticked},
+    session::{Due, INITIATION, MIN_SPARE, OVERHEAD, Opened, Session, Ticked},
 };
 
 /// Why somebody is a peer. There is no third way.
@@ -52,8 +49,6 @@ pub enum Left {
     Replaced,
 }
 
-/// After the last packet WireGuard may owe an answer (after 10 s) or expect one (after 15 s).
-const BUSY_FOR: Duration = Duration::from_secs(16);
 /// The most that one peer writes into the outbox at once: a handshake and an introduction to every endpoint.
 pub const ROOM: usize = (super::path::MAX_CANDIDATES + 2) * (MAX_DATAGRAM + INITIATION);
 
@@ -135,7 +130,7 @@ impl Peer {
             self.transmit_initiation(&initiation[..len], reach, own, out, now);
         }
         out.wake.note(self.session.poll_timeout());
-        out.stay_awake(now, Pace::Busy);
+        out.stay_awake(now);
     }
 
     /// Moves the session's clock and sends what that brings.
@@ -259,12 +254,6 @@ impl Peer {
                 out.counters.count(dropped);
             }
         }
-    }
-
-    /// How closely its session has to be watched; none if time does not matter to it.
-    pub fn pace(&self, now: Instant) -> Option<Pace> {
-        let busy = self.session.is_connecting() || now < self.used_at + BUSY_FOR;
-        self.session.is_awake(now).then_some(if busy { Pace::Busy } else { Pace::Quiet })
     }
 
     /// Why it may not be a peer any longer, if so.

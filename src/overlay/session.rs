@@ -33,10 +33,9 @@ pub const OVERHEAD: usize = 32;
 pub const MIN_SPARE: usize = 148;
 /// The size of a handshake initiation.
 pub const INITIATION: usize = 148;
-/// How often a session is ticked with which something goes on …
-const BUSY_TICK: Duration = Duration::from_millis(250);
-/// … and one that only has keys which will grow old.
-const QUIET_TICK: Duration = Duration::from_secs(1);
+/// How often a session that is not asleep is ticked. WireGuard's own times are 5 s and more, so four times a second, as
+/// boringtun suggests, would wake an idle machine for nothing.
+pub const TICK: Duration = Duration::from_secs(1);
 /// Data was sent, nothing was heard for this long, and more is sent: that is in doubt. The last packet of a conversation
 /// is never answered, so silence alone says nothing; a TCP SYN sent for the second time does.
 pub const DOUBT_AFTER: Duration = Duration::from_millis(800);
@@ -120,25 +119,6 @@ pub enum Due {
     Rekey,
     /// Nobody answered for [`ATTEMPT_FOR`].
     GaveUp,
-}
-
-/// How closely the clock of a session is to be followed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Pace {
-    /// It has keys, and nothing else.
-    Quiet,
-    /// Answers are due, or may become due.
-    Busy,
-}
-
-impl Pace {
-    /// From one tick to the next.
-    pub fn tick(self) -> Duration {
-        match self {
-            Pace::Quiet => QUIET_TICK,
-            Pace::Busy => BUSY_TICK,
-        }
-    }
 }
 
 impl Session {

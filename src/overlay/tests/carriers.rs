@@ -226,6 +226,7 @@ impl Pair {
     }
 
     fn send(&mut self, frames: &[Vec<u8>]) {
+        self.datagrams.clear();
         for frame in frames {
             self.frames.spare(frame.len()).unwrap()[..frame.len()].copy_from_slice(frame);
             self.frames.push(frame.len());
