@@ -7,6 +7,7 @@
 mod handle;
 mod lanes;
 mod links;
+mod moderation;
 mod sys;
 #[cfg(test)]
 mod tests;
@@ -30,6 +31,7 @@ use self::{
     handle::Command,
     lanes::Asides,
     links::Links,
+    moderation::Moderation,
     tun::{Tun, TunDevice},
     udp::{Udp, UnderlaySocket, Wait},
     watching::Watching,
@@ -157,18 +159,22 @@ fn carry<T: Tun, U: Udp>(
     udp: &Arc<U>,
     tasks: &Tasks,
 ) -> [mpsc::Receiver<Aside>; 2] {
+    let [moderates_outbound, moderates_inbound] = Moderation::pair();
     let (machine, tun_there, udp_there) = (overlay.outbound(), Arc::clone(tun), Arc::clone(udp));
     let (sender, left_outbound) = mpsc::channel(MAX_ASIDES);
     let asides = Asides::new(sender, Arc::clone(overlay.counters()));
     tasks.spawn("overlay-outbound", |stop| {
-        lanes::run("wm-outbound", stop, move || lanes::outbound(machine, &*tun_there, &*udp_there, &asides))
+        let moderation = moderates_outbound;
+        lanes::run("wm-outbound", stop, move || lanes::outbound(machine, &*tun_there, &*udp_there, &asides, moderation))
     });
     let (machine, tun_there, udp_there) = (overlay.inbound(takes), Arc::clone(tun), Arc::clone(udp));
     let (sender, left_inbound) = mpsc::channel(MAX_ASIDES);
     let asides = Asides::new(sender, Arc::clone(overlay.counters()));
     tasks.spawn("overlay-inbound", |stop| {
-        let stopped = stop.clone();
-        lanes::run("wm-inbound", stop, move || lanes::inbound(machine, &*tun_there, &*udp_there, &asides, &stopped))
+        let (stopped, moderation) = (stop.clone(), moderates_inbound);
+        lanes::run("wm-inbound", stop, move || {
+            lanes::inbound(machine, &*tun_there, &*udp_there, &asides, moderation, &stopped)
+        })
     });
     [left_outbound, left_inbound]
 }

@@ -50,14 +50,11 @@ const PSH: u8 = 0x08;
 const ACK: u8 = 0x10;
 const CWR: u8 = 0x80;
 
-/// Two bytes of `bytes`, which has them.
-fn two(bytes: &[u8], at: usize) -> [u8; 2] {
-    [bytes[at], bytes[at + 1]]
-}
-
-/// Four bytes of `bytes`, which has them.
-fn four(bytes: &[u8], at: usize) -> [u8; 4] {
-    [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]
+/// Some bytes of `bytes`, which has them.
+fn part<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    let mut part = [0; N];
+    part.copy_from_slice(&bytes[at..at + N]);
+    part
 }
 
 /// Writes two bytes into `bytes`, which has them.

@@ -35,6 +35,7 @@ pub struct IpPacket<'a> {
 
 impl<'a> IpPacket<'a> {
     /// None unless `bytes` begins with a whole packet of IPv4 or IPv6.
+    #[inline]
     pub fn parse(bytes: &'a [u8]) -> Option<IpPacket<'a>> {
         match bytes.first()? >> 4 {
             4 => IpPacket::parse_v4(bytes),

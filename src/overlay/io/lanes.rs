@@ -15,6 +15,7 @@ use anyhow::Context;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
+    moderation::{Batch, Moderation},
     tun::{MAX_FRAME_BYTES, Tun, is_gone},
     udp::{Received, Udp, Wait},
 };
@@ -32,6 +33,8 @@ use crate::{
 const FRAMES_AT_ONCE: usize = 64;
 /// A frame of this size is worth a system call by itself and waits for no other.
 const LARGE_FRAME: usize = 8 * 1024;
+/// While frames come alone, only after every so many is looked whether another is there: looking costs a system call.
+const LOOK_EVERY: u32 = 4;
 /// How long to hold back after a read or receive failed, so that an error that stays does not spin.
 const AFTER_ERROR: Duration = Duration::from_millis(50);
 /// How long a thread may take to notice that it is over.
@@ -88,11 +91,18 @@ pub async fn run(
 }
 
 /// Carries packets of ours until the device is gone.
-pub fn outbound(mut machine: Outbound, tun: &impl Tun, udp: &impl Udp, asides: &Asides) -> anyhow::Result<()> {
+pub fn outbound(
+    mut machine: Outbound,
+    tun: &impl Tun,
+    udp: &impl Udp,
+    asides: &Asides,
+    mut moderation: Moderation,
+) -> anyhow::Result<()> {
     let mut frames = Packets::new();
+    let mut reader = Reader::default();
     loop {
-        match read(tun, &mut frames) {
-            Ok(()) => {}
+        let read = match reader.read(tun, &mut frames) {
+            Ok(read) => read,
             Err(error) if is_gone(&error) => {
                 return Err(error).context("the TUN device is gone: its interface was removed");
             }
@@ -101,13 +111,19 @@ pub fn outbound(mut machine: Outbound, tun: &impl Tun, udp: &impl Udp, asides: &
                 tracing::debug!(%error, "reading from the TUN device failed");
                 asides.counters.count(Dropped::Device);
                 thread::sleep(AFTER_ERROR);
+                continue;
             }
-        }
-        machine.handle_frames(&mut frames, clock::now(), |aside| asides.leave(aside));
+        };
+        let now = clock::now();
+        machine.handle_frames(&mut frames, now, |aside| asides.leave(aside));
         while let Some(transmit) = machine.poll_transmit() {
             if let Err(dropped) = udp.send(&transmit, Wait::Yes) {
                 asides.leave(Aside::Refused(transmit.to, dropped));
             }
+        }
+        if let Some(pause) = moderation.on_batch(read, now) {
+            thread::sleep(pause);
+            reader.expect_more();
         }
     }
 }
@@ -118,6 +134,7 @@ pub fn inbound(
     tun: &impl Tun,
     udp: &impl Udp,
     asides: &Asides,
+    mut moderation: Moderation,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let mut received = Received::default();
@@ -133,13 +150,18 @@ pub fn inbound(
             }
         }
         let now = clock::now();
+        let mut batch = Batch::default();
         for buffer in received.buffers() {
+            batch.add(buffer.datagrams().len(), buffer.len());
             if !machine.has_room() {
                 write_all(&mut machine, tun, &mut scratch, asides);
             }
             machine.handle_datagrams(buffer.from, buffer.datagrams(), now, |aside| asides.leave(aside));
         }
         write_all(&mut machine, tun, &mut scratch, asides);
+        if let Some(pause) = moderation.on_batch(batch, now) {
+            thread::sleep(pause);
+        }
     }
 }
 
@@ -148,24 +170,40 @@ pub fn write_plain(tun: &impl Tun, packet: &[u8]) -> io::Result<()> {
     tun.write(&[IoSlice::new(&VirtioHeader::NONE.to_bytes()), IoSlice::new(packet)])
 }
 
-/// Waits for a frame, and takes what else is there.
-fn read(tun: &impl Tun, frames: &mut Packets) -> io::Result<()> {
-    let mut count = 0;
-    while let Some(spare) = frames.spare(MAX_FRAME_BYTES) {
-        let len = match count {
-            0 => tun.read(&mut spare[..MAX_FRAME_BYTES])?,
-            _ => match tun.read_now(&mut spare[..MAX_FRAME_BYTES])? {
-                Some(len) => len,
-                None => break,
-            },
-        };
-        frames.push(len);
-        count += 1;
-        if len >= LARGE_FRAME || count == FRAMES_AT_ONCE {
-            break;
+/// Reads from the device as much as is there, and does not ask for more where there was none lately.
+#[derive(Default)]
+struct Reader {
+    /// So many frames in a row came alone.
+    alone: u32,
+}
+
+impl Reader {
+    /// Waits for a frame, and takes what else is there.
+    fn read(&mut self, tun: &impl Tun, frames: &mut Packets) -> io::Result<Batch> {
+        let mut batch = Batch::default();
+        while let Some(spare) = frames.spare(MAX_FRAME_BYTES) {
+            let len = match batch.packets {
+                0 => tun.read(&mut spare[..MAX_FRAME_BYTES])?,
+                _ => match tun.read_now(&mut spare[..MAX_FRAME_BYTES])? {
+                    Some(len) => len,
+                    None => break,
+                },
+            };
+            frames.push(len);
+            batch.add(1, len);
+            let looks = self.alone.is_multiple_of(LOOK_EVERY) || batch.packets > 1;
+            if len >= LARGE_FRAME || batch.packets == FRAMES_AT_ONCE || !looks {
+                break;
+            }
         }
+        self.alone = if batch.packets > 1 { 0 } else { self.alone.wrapping_add(1) };
+        Ok(batch)
     }
-    Ok(())
+
+    /// Frames had time to gather.
+    fn expect_more(&mut self) {
+        self.alone = 0;
+    }
 }
 
 fn write_all(machine: &mut Inbound, tun: &impl Tun, scratch: &mut [u8], asides: &Asides) {

@@ -21,12 +21,14 @@
 //! The kernel leaves the sum of the pseudo header in the checksum's place, and that is what is built upon: with a
 //! routing header of IPv6 it is not made of the addresses in the packet.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use wiremesh_certs::OverlayIp;
 
 use super::{
     CWR, FIN, IPV6_HEADER, PSH, TCP, TCP_CHECKSUM, TCP_FLAGS, TCP_HEADER, UDP, UDP_CHECKSUM, UDP_HEADER,
     checksum::Sum,
-    four, put, two,
+    part, put,
     virtio::{Kind, Several, Unfinished, VIRTIO_HEADER, VirtioHeader},
 };
 use crate::overlay::packet::IpPacket;
@@ -34,8 +36,6 @@ use crate::overlay::packet::IpPacket;
 /// What the kernel handed over as one packet, to be taken as those it stands for.
 pub struct Cut<'a> {
     packet: &'a mut [u8],
-    source: OverlayIp,
-    destination: OverlayIp,
     several: Option<Template>,
     packets: usize,
     taken: usize,
@@ -59,7 +59,6 @@ impl<'a> Cut<'a> {
         let (header, packet) = frame.split_first_chunk_mut::<VIRTIO_HEADER>().ok_or(Malformed::Header)?;
         let header = VirtioHeader::parse(header).ok_or(Malformed::Header)?;
         let ip = IpPacket::parse(packet).ok_or(Malformed::NotIp)?;
-        let (source, destination) = (ip.source, ip.destination);
         let (headers, len) = (ip.header.len(), ip.header.len() + ip.payload.len());
 
         let several = match (header.several, header.unfinished) {
@@ -74,7 +73,7 @@ impl<'a> Cut<'a> {
             complete(packet, headers, unfinished).ok_or(Malformed::Header)?;
         }
         let packets = several.as_ref().map_or(1, |template| template.packets(len));
-        Ok(Cut { packet, source, destination, several, packets, taken: 0 })
+        Ok(Cut { packet, several, packets, taken: 0 })
     }
 
     /// The next packet, whole and ready to be encrypted. Its memory is written over by the next call.
@@ -92,12 +91,18 @@ impl<'a> Cut<'a> {
 
     /// Where all of them say they come from.
     pub fn source(&self) -> OverlayIp {
-        self.source
+        match self.is_v4() {
+            true => OverlayIp(Ipv4Addr::from(part(self.packet, 12)).into()),
+            false => OverlayIp(Ipv6Addr::from(part(self.packet, 8)).into()),
+        }
     }
 
     /// Where all of them go.
     pub fn destination(&self) -> OverlayIp {
-        self.destination
+        match self.is_v4() {
+            true => OverlayIp(Ipv4Addr::from(part(self.packet, 16)).into()),
+            false => OverlayIp(Ipv6Addr::from(part(self.packet, 24)).into()),
+        }
     }
 
     /// How many there are in all, at least one. TCP over a path with a tiny MTU makes thousands.
@@ -108,6 +113,10 @@ impl<'a> Cut<'a> {
     /// Bytes of each packet but the last, which may be shorter.
     pub fn largest(&self) -> usize {
         self.several.as_ref().map_or(self.packet.len(), |template| self.packet.len().min(template.whole()))
+    }
+
+    fn is_v4(&self) -> bool {
+        self.packet[0] >> 4 == 4
     }
 }
 
@@ -233,8 +242,8 @@ impl Template {
 
 impl Network {
     fn v4(header: &[u8]) -> Network {
-        let sum = Sum::of(header).without(two(header, 2)).without(two(header, 4)).without(two(header, 10));
-        Network::V4 { sum, id: u16::from_be_bytes(two(header, 4)) }
+        let sum = Sum::of(header).without(part(header, 2)).without(part(header, 4)).without(part(header, 10));
+        Network::V4 { sum, id: u16::from_be_bytes(part(header, 4)) }
     }
 }
 
@@ -245,15 +254,15 @@ impl Transport {
         let len = usize::from(segment.get(12)? >> 4) * 4;
         let header = segment.get(..len).filter(|header| header.len() >= TCP_HEADER)?;
         let all = (segment.len() as u16).to_be_bytes();
-        let (sequence, flags) = (four(header, 4), two(header, TCP_FLAGS - 1));
-        let sum = Sum::of(header).without(all).without(two(header, 4)).without(two(header, 6)).without(flags);
+        let (sequence, flags) = (part(header, 4), part(header, TCP_FLAGS - 1));
+        let sum = Sum::of(header).without(all).without(part(header, 4)).without(part(header, 6)).without(flags);
         Some((Transport::Tcp { sum, sequence: u32::from_be_bytes(sequence), flags }, len))
     }
 
     /// And the length of its header. Here the length is also in the header.
     fn udp(segment: &[u8]) -> Option<(Transport, usize)> {
         let header = segment.first_chunk::<UDP_HEADER>()?;
-        let all = two(header, 4);
+        let all = part(header, 4);
         Some((Transport::Udp { sum: Sum::of(header).without(all).without(all) }, UDP_HEADER))
     }
 }
@@ -272,7 +281,7 @@ fn complete(packet: &mut [u8], headers: usize, unfinished: Unfinished) -> Option
 /// Where the transport begins. None if it is another protocol or a fragment.
 fn behind_ipv4(ip: &IpPacket<'_>, protocol: u8) -> Option<usize> {
     const MORE_FRAGMENTS_AND_OFFSET: u16 = 0x3fff;
-    let fragment = u16::from_be_bytes(two(ip.header, 6)) & MORE_FRAGMENTS_AND_OFFSET;
+    let fragment = u16::from_be_bytes(part(ip.header, 6)) & MORE_FRAGMENTS_AND_OFFSET;
     (ip.protocol == protocol && fragment == 0).then_some(ip.header.len())
 }
 

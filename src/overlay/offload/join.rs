@@ -22,7 +22,7 @@ use std::{io::IoSlice, iter, ops::Range};
 use super::{
     IPV6_HEADER, PSH, TCP_CHECKSUM, TCP_FLAGS, UDP_CHECKSUM,
     checksum::Sum,
-    flow::{Segment, Shape},
+    flow::{Key, Segment, Shape, have_same_addresses},
     put,
     virtio::{Kind, Several, Unfinished, VIRTIO_HEADER, VirtioHeader},
 };
@@ -59,7 +59,7 @@ pub struct Join {
     /// The packets of all groups, but for the first of each.
     members: Vec<Member>,
     /// Groups that can grow, in the order in which they were begun.
-    open: Vec<usize>,
+    open: Vec<Open>,
     /// Groups already handed out.
     taken: usize,
     header: [u8; VIRTIO_HEADER],
@@ -87,12 +87,9 @@ impl Join {
     }
 
     /// `arena[at]` is a packet. What cannot join stands alone. All packets of a batch stay where they are, unchanged,
-    /// until [`Join::next`] has handed out the last.
+    /// until [`Join::next`] has handed out the last; a place outside of it is no packet.
     pub fn add(&mut self, arena: &[u8], at: Range<usize>) {
-        let Some(packet) = arena.get(at.clone()) else {
-            debug_assert!(false, "a packet lies in the arena");
-            return;
-        };
+        let Some(packet) = arena.get(at.clone()) else { return };
         let shape = match self.takes {
             Takes::Nothing => Shape::Foreign,
             Takes::Tcp | Takes::TcpAndUdp => Shape::of(packet),
@@ -102,8 +99,8 @@ impl Join {
                 return self.add_segment(arena, packet, at, segment);
             }
             Shape::Segment(_) | Shape::Foreign => {}
-            Shape::Lone(flow) => self.close(|open| open.flow == flow),
-            Shape::Unclear(addresses) => self.close(|open| open.flow.addresses == addresses),
+            Shape::Lone(key) => self.close(arena, packet, Some(key)),
+            Shape::Unclear => self.close(arena, packet, None),
         }
         self.groups.push(Group::alone(at));
     }
@@ -136,10 +133,9 @@ impl Join {
     }
 
     fn add_segment(&mut self, arena: &[u8], packet: &[u8], at: Range<usize>, segment: Segment) {
-        let groups = &mut self.groups;
-        let place = self.open.iter().position(|open| groups[*open].segment.is_some_and(|of| of.flow == segment.flow));
-        if let Some(place) = place {
-            let group = &mut groups[self.open[place]];
+        let of_flow = |open: &Open| open.key == segment.key && open.is_between(arena, packet);
+        if let Some(place) = self.open.iter().position(of_flow) {
+            let group = &mut self.groups[self.open[place].group];
             match group.fit(arena, packet, &segment) {
                 Fit::Joins(after) => {
                     let member = self.members.len();
@@ -169,13 +165,14 @@ impl Join {
         if self.open.len() == MAX_FLOWS {
             self.open.remove(0);
         }
-        self.open.push(self.groups.len());
+        self.open.push(Open { key: segment.key, group: self.groups.len(), first: at.clone() });
         self.groups.push(Group { segment: Some(segment), ..Group::alone(at) });
     }
 
-    fn close(&mut self, which: impl Fn(&Segment) -> bool) {
-        let groups = &self.groups;
-        self.open.retain(|open| !groups[*open].segment.as_ref().is_some_and(&which));
+    /// Ends what `packet` may belong to: its flow if that is known, or else all between its addresses.
+    fn close(&mut self, arena: &[u8], packet: &[u8], key: Option<Key>) {
+        let may_grow = |open: &Open| key.is_some_and(|key| key != open.key) || !open.is_between(arena, packet);
+        self.open.retain(may_grow);
     }
 }
 
@@ -203,6 +200,14 @@ impl<'a> Joined<'a> {
         }
         &slices[..count]
     }
+}
+
+/// A group that can grow.
+struct Open {
+    key: Key,
+    group: usize,
+    /// Where its first packet is.
+    first: Range<usize>,
 }
 
 /// What is written together.
@@ -241,6 +246,13 @@ enum Fit {
 enum After {
     Open,
     Closed,
+}
+
+impl Open {
+    /// Whether its packets have the addresses of `packet`.
+    fn is_between(&self, arena: &[u8], packet: &[u8]) -> bool {
+        arena.get(self.first.clone()).is_some_and(|first| have_same_addresses(first, packet))
+    }
 }
 
 impl Group {
@@ -288,7 +300,7 @@ impl Group {
         let (total, size) = (first.len() + self.more, first.len().checked_sub(segment.payload_at)?);
         let (network, transport) = first.split_at_mut_checked(segment.transport_at)?;
 
-        if segment.flow.is_v4() {
+        if segment.is_v4() {
             put(network, 2, (total as u16).to_be_bytes());
             put(network, 10, [0, 0]);
             let sum = Sum::of(network).checksum();
@@ -307,7 +319,7 @@ impl Group {
                 UDP_CHECKSUM
             }
         };
-        put(transport, checksum_at, segment.flow.pseudo_header(len).unfinished());
+        put(transport, checksum_at, segment.pseudo_header(network, len).unfinished());
         Some(VirtioHeader {
             unfinished: Some(Unfinished { start: segment.transport_at as u16, offset: checksum_at as u16 }),
             several: Some(Several { kind: segment.kind, size: size as u16, headers: segment.payload_at as u16 }),

@@ -35,6 +35,10 @@ enum What {
     /// What a request costs, a lookup, a start; what an idle agent needs
     Basics(basics::Options),
     /// The packet path, beside every other userspace WireGuard, nebula and the kernel
+    ///
+    /// Others are looked for in target/peers/bin (where `netns-tests/run --peers` installs them) and in PATH, or taken
+    /// from where WIREGUARD_GO, BORINGTUN, GOTATUN and NEBULA say. WIREMESH_BIN names another wiremesh than the one
+    /// beside this program.
     Overlay(overlay::Options),
 }
 

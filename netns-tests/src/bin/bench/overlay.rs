@@ -15,9 +15,11 @@ mod counters;
 mod daemons;
 mod figures;
 mod implementations;
+mod many;
 mod measures;
 mod place;
 mod report;
+mod silent;
 mod statistics;
 mod traffic;
 mod udp;
@@ -41,6 +43,9 @@ use self::{
 
 /// Until the other end answers for the first time.
 const REACHABLE_LIMIT: Duration = Duration::from_secs(20);
+/// When they are asked for by `--only` and no number is given.
+const DEFAULT_PEERS: u16 = 100;
+const DEFAULT_SILENT_PEERS: u16 = 10;
 /// What ours is called when it is the build beside this program.
 const OURS: &str = "wiremesh";
 
@@ -77,13 +82,22 @@ pub struct Options {
     /// Also one stream of 135 s, across a rekey, in the first round
     #[arg(long)]
     rekey: bool,
+    /// Also so many peers at once, for those that speak WireGuard
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    peers: Option<u16>,
+    /// Also an agent among so many silent ones, in the first round
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=200))]
+    silent_peers: Option<u16>,
     /// The order of the implementations is drawn from this; drawn itself when not given
     #[arg(long)]
     seed: Option<u64>,
 }
 
-/// What was measured in one round: by implementation and measure, numbers or why there are none.
-pub type Round = BTreeMap<String, BTreeMap<Measure, Result<Numbers, String>>>;
+/// What was measured of one implementation: numbers, or why there are none.
+pub type Measured = BTreeMap<Measure, Result<Numbers, String>>;
+
+/// What was measured in one round, by implementation.
+pub type Round = BTreeMap<String, Measured>;
 
 /// Everything that was measured, and where.
 pub struct Results<'a> {
@@ -155,7 +169,9 @@ impl Options {
     fn measures(&self, round: usize) -> Vec<Measure> {
         let usual = |measure: &Measure| match measure {
             Measure::Rekey => self.rekey || self.only.contains(measure),
-            _ => measure.is_usual(),
+            Measure::Peers => self.peers.is_some() || self.only.contains(measure),
+            Measure::Silent => self.silent_peers.is_some() || self.only.contains(measure),
+            _ => true,
         };
         let wanted = <Measure as clap::ValueEnum>::value_variants().iter().copied();
         wanted
@@ -190,16 +206,33 @@ impl Results<'_> {
     }
 
     /// Every measure of a round, on one implementation. A failure is a result as any other.
-    fn measure_one(
-        &mut self,
-        at: usize,
-        round: usize,
+    fn measure_one(&mut self, at: usize, round: usize, number: usize, folder: &Path) -> Measured {
+        let implementation = &self.implementations[at];
+        let (own, between): (Vec<Measure>, Vec<Measure>) =
+            self.options.measures(round).into_iter().partition(|measure| measure.has_its_own_place());
+        let (mut measured, mtu) = self.measure_between(implementation, &between, number, folder);
+        for measure in own.into_iter().filter(|measure| implementation.can(*measure)) {
+            let taken = self.measure_apart(implementation, measure, number, &folder.join(measure.name()));
+            measured.insert(measure, self.note(implementation, measure, taken));
+        }
+        if let Some(mtu) = mtu {
+            self.mtus.insert(implementation.name.clone(), mtu);
+        }
+        measured
+    }
+
+    /// What is measured between the two ends, and the MTU there.
+    fn measure_between(
+        &self,
+        implementation: &Implementation,
+        measures: &[Measure],
         number: usize,
         folder: &Path,
-    ) -> BTreeMap<Measure, Result<Numbers, String>> {
-        let implementation = &self.implementations[at];
-        let (name, measures) = (&implementation.name, self.options.measures(round));
-        let length = Duration::from_secs_f64(self.options.seconds);
+    ) -> (Measured, Option<u32>) {
+        // Memory alone is nothing to begin for.
+        if measures.iter().all(|measure| *measure == Measure::Memory) && !self.options.only.is_empty() {
+            return (Measured::new(), None);
+        }
         let started = Place::new(self.cable).and_then(|place| {
             let mut running = implementation.start(&place, folder, number)?;
             traffic::reachable(&place, &mut running, clock::now() + REACHABLE_LIMIT)?;
@@ -208,22 +241,54 @@ impl Results<'_> {
         let (place, mut running) = match started {
             Ok(started) => started,
             Err(error) => {
-                eprintln!("  {name}: could not be started: {error:#}");
+                eprintln!("  {}: could not be started: {error:#}", implementation.name);
                 let why = format!("not started: {error:#}");
-                return measures.into_iter().map(|measure| (measure, Err(why.clone()))).collect();
+                return (measures.iter().map(|measure| (*measure, Err(why.clone()))).collect(), None);
             }
         };
-        self.mtus.insert(name.clone(), running.mtu);
-        let mut measured = BTreeMap::new();
+        let mut measured = Measured::new();
         for measure in measures {
             // A daemon that has ended says more about it than whoever waited for it in vain.
-            let taken = measures::take(measure, &place, &mut running, length)
-                .map_err(|error| running.daemons.expect_running().err().unwrap_or(error))
-                .map_err(|error| format!("{error:#}"));
-            eprintln!("  {name}: {}", report::progress(measure, &taken));
-            measured.insert(measure, taken);
+            let taken = measures::take(*measure, &place, &mut running, self.length())
+                .map_err(|error| running.daemons.expect_running().err().unwrap_or(error));
+            measured.insert(*measure, self.note(implementation, *measure, taken));
         }
-        measured
+        (measured, Some(running.mtu))
+    }
+
+    /// What has machines of its own.
+    fn measure_apart(
+        &self,
+        implementation: &Implementation,
+        measure: Measure,
+        number: usize,
+        folder: &Path,
+    ) -> anyhow::Result<Numbers> {
+        match (measure, &implementation.program) {
+            (Measure::Silent, Some(program)) => {
+                let peers = self.options.silent_peers.unwrap_or(DEFAULT_SILENT_PEERS);
+                silent::measure(program, folder, number, peers.into())
+            }
+            _ => {
+                let peers = self.options.peers.unwrap_or(DEFAULT_PEERS);
+                many::measure(implementation, self.cable, folder, number, peers.into(), self.length())
+            }
+        }
+    }
+
+    fn note(
+        &self,
+        implementation: &Implementation,
+        measure: Measure,
+        taken: anyhow::Result<Numbers>,
+    ) -> Result<Numbers, String> {
+        let taken = taken.map_err(|error| format!("{error:#}"));
+        eprintln!("  {}: {}", implementation.name, report::progress(measure, &taken));
+        taken
+    }
+
+    fn length(&self) -> Duration {
+        Duration::from_secs_f64(self.options.seconds)
     }
 }
 

@@ -95,8 +95,13 @@ impl Received {
 }
 
 impl<'a> Buffer<'a> {
+    /// Bytes of all datagrams.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// The single datagrams.
-    pub fn datagrams(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+    pub fn datagrams(&self) -> impl ExactSizeIterator<Item = &'a [u8]> + use<'a> {
         self.bytes.chunks(self.segment.max(1))
     }
 }

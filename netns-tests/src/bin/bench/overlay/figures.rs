@@ -4,7 +4,7 @@ use clap::ValueEnum;
 
 use super::{
     implementations::{NEBULA, RAW, REFERENCE},
-    statistics::Aim,
+    statistics::{Aim, Spread, Verdict},
 };
 
 /// One thing that is done to each implementation in each round.
@@ -111,6 +111,7 @@ pub const FIGURES: &[Figure] = &[
     higher("peers_rate", "many peers, echoes, k/s", 1),
     lower("peers_cpu", "many peers, CPU an echo, µs", 2),
     lower("peers_lost", "many peers, lost, %", 3),
+    lower("peers_memory", "many peers, resident, MB", 1),
     lower("silent_wakeups", "wake-ups/s, silent peers", 1),
     lower("silent_packets", "packets/min, silent peers", 0),
 ];
@@ -150,6 +151,15 @@ pub fn figure(key: &str) -> Option<&'static Figure> {
 }
 
 impl Target {
+    /// A ratio by its median, as rounds differ; what may never be passed by the worst round.
+    pub fn judge(&self, measured: &Spread) -> Verdict {
+        self.aim.judge(match (self.to, self.aim) {
+            (Some(_), _) => measured.median,
+            (None, Aim::AtLeast { .. }) => measured.min,
+            (None, Aim::AtMost { .. }) => measured.max,
+        })
+    }
+
     /// Whether one round has it and the others do not.
     pub fn is_once(&self) -> bool {
         matches!(self.figure, "rekey_worst" | "silent_wakeups")
@@ -157,9 +167,9 @@ impl Target {
 }
 
 impl Measure {
-    /// What is done in every round unless told otherwise.
-    pub fn is_usual(self) -> bool {
-        !matches!(self, Measure::Rekey | Measure::Peers | Measure::Silent)
+    /// Whether it is not done between the two ends, but with machines of its own.
+    pub fn has_its_own_place(self) -> bool {
+        matches!(self, Measure::Peers | Measure::Silent)
     }
 
     /// Its name as an option.
@@ -182,6 +192,18 @@ mod tests {
         for target in TARGETS {
             assert!(figure(target.figure).is_some(), "{}", target.figure);
         }
+    }
+
+    #[test]
+    fn a_bound_is_judged_by_the_worst_round_and_a_ratio_by_the_median() {
+        let spread = Spread { median: 1.0, min: 0.5, max: 9.0, rounds: 5 };
+        let judge = |figure| TARGETS.iter().find(|target| target.figure == figure).map(|target| target.judge(&spread));
+
+        assert_eq!(judge("memory_added"), Some(Verdict::Missed));
+        assert_eq!(judge("rekey_worst"), Some(Verdict::Goal));
+        assert_eq!(judge("cpu_per_gb"), Some(Verdict::Missed));
+        assert_eq!(judge("both"), Some(Verdict::Missed));
+        assert_eq!(TARGETS[0].judge(&Spread { median: 2.2, min: 0.1, max: 3.0, rounds: 5 }), Verdict::Goal);
     }
 
     #[test]

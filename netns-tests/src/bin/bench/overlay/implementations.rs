@@ -15,9 +15,11 @@ use std::{
 use netns_tests::Process;
 use wiremesh_certs::WgPublicKey;
 
-pub use self::{nebula::Nebula, wireguard::WireGuard, wiremesh::Wiremesh};
+pub use self::wiremesh::Mesh;
+use self::{nebula::Nebula, wireguard::WireGuard, wiremesh::Wiremesh};
 use super::{
     daemons::Daemons,
+    figures::Measure,
     place::{Place, Side},
 };
 
@@ -116,9 +118,13 @@ impl Implementation {
         matches!(self.kind, Kind::Wiremesh(_))
     }
 
-    /// Whether peers that speak WireGuard alone can talk to it.
-    pub fn speaks_wireguard(&self) -> bool {
-        matches!(self.kind, Kind::WireGuard(_) | Kind::Wiremesh(_))
+    /// Whether the measure means anything for it.
+    pub fn can(&self, measure: Measure) -> bool {
+        match measure {
+            Measure::Peers => matches!(self.kind, Kind::WireGuard(_) | Kind::Wiremesh(_)),
+            Measure::Silent => self.is_ours(),
+            _ => true,
+        }
     }
 
     /// Starts it at both ends. Its files go to `folder`; `number` makes the names of its interfaces unique.

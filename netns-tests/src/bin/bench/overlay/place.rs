@@ -149,7 +149,7 @@ impl Place {
 }
 
 /// Received and sent packets of an interface, as `/proc/net/dev` has them.
-fn packets_of(table: &str, interface: &str) -> Option<u64> {
+pub fn packets_of(table: &str, interface: &str) -> Option<u64> {
     let numbers = table.lines().find_map(|line| line.trim().strip_prefix(interface)?.strip_prefix(':'))?;
     let numbers: Vec<u64> = numbers.split_whitespace().map_while(|number| number.parse().ok()).collect();
     Some(numbers.get(1)? + numbers.get(9)?)

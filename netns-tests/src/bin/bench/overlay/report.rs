@@ -158,18 +158,24 @@ fn spread_json(spread: Spread) -> Value {
     json!({ "median": spread.median, "min": spread.min, "max": spread.max, "rounds": spread.rounds })
 }
 
+/// One line for each reason, with everything that it kept from being measured.
 fn failures(results: &Results<'_>) -> Vec<String> {
-    let mut failures = Vec::new();
+    let mut lines = Vec::new();
     for (number, round) in results.rounds.iter().enumerate() {
         for (name, measures) in round {
+            let mut reasons: BTreeMap<&str, Vec<String>> = BTreeMap::new();
             for (measure, taken) in measures {
                 if let Err(why) = taken {
-                    failures.push(format!("round {}, {name}, {}: {why}", number + 1, measure.name()));
+                    reasons.entry(why.trim_end()).or_default().push(measure.name());
                 }
             }
+            let line = |(why, measures): (&str, Vec<String>)| {
+                format!("round {}, {name}, {}: {why}", number + 1, measures.join(" "))
+            };
+            lines.extend(reasons.into_iter().map(line));
         }
     }
-    failures
+    lines
 }
 
 /// What one must know about where it was measured.

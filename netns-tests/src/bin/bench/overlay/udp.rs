@@ -28,9 +28,11 @@ use super::{
 
 /// Room for what arrives while the receiver does not run: losses are to be the path's.
 const RECEIVE_BUFFER_BYTES: usize = 32 * 1024 * 1024;
-/// The sender catches up by so many packets after it did not run; the rest is not sent. More would be a burst that no
-/// queue holds.
-const MAX_BURST: u64 = 64;
+/// The sender catches up by this much after it did not run; the rest is not sent. More would be a burst that no queue
+/// holds.
+const CATCH_UP: Duration = Duration::from_millis(2);
+const MIN_BURST: f64 = 64.0;
+const MAX_BURST: f64 = 256.0;
 /// Shorter than any gap that matters: a sender that waits is given back the processor that daemons need.
 const NAP: Duration = Duration::from_micros(20);
 /// After the last packet was sent, until none is expected any more.
@@ -133,6 +135,7 @@ impl Packets {
                 prctl::set_timerslack(1)?;
                 let mut packet = vec![0x5a; bytes.max(RUN_BYTES)];
                 packet[..RUN_BYTES].copy_from_slice(&self.run.to_be_bytes());
+                let burst = (rate * CATCH_UP.as_secs_f64()).clamp(MIN_BURST, MAX_BURST) as u64;
                 let (started, mut sent, mut forgone) = (clock::now(), 0, 0);
                 loop {
                     let elapsed = clock::now() - started;
@@ -144,8 +147,8 @@ impl Packets {
                         thread::sleep(NAP);
                         continue;
                     }
-                    forgone += (due - sent).saturating_sub(MAX_BURST);
-                    for _ in 0..(due - sent).min(MAX_BURST) {
+                    forgone += (due - sent).saturating_sub(burst);
+                    for _ in 0..(due - sent).min(burst) {
                         match self.sender.send(&packet) {
                             Ok(_) => sent += 1,
                             // A full queue is a loss as any other.

@@ -9,11 +9,11 @@ use std::{
 };
 
 use anyhow::Context;
-use netns_tests::{Process, eventually};
+use netns_tests::Process;
 
 use super::{Beside, Running, file_for};
 use crate::overlay::{
-    daemons::Daemons,
+    daemons::{Daemons, until_ready},
     place::{Place, SIDES, Side},
 };
 
@@ -44,8 +44,7 @@ impl Nebula {
             let mut command = place.namespace(side).command(program)?;
             command.arg("-config").arg(file);
             let mut process = Process::start("nebula", command, &file_for(folder, "nebula", side, "log"))?;
-            eventually("its interface is there", START_LIMIT, || {
-                process.expect_running()?;
+            until_ready(&mut process, START_LIMIT, || {
                 place.namespace(side).run(|| nix::net::if_::if_nametoindex(&*interface))??;
                 Ok(())
             })?;

@@ -11,12 +11,12 @@ use std::{
 };
 
 use anyhow::Context;
-use netns_tests::{Process, eventually, forge};
+use netns_tests::{Process, forge};
 use wiremesh_certs::{WgPrivateKey, WgPublicKey};
 
 use super::{Beside, Device, Running, file_for};
 use crate::overlay::{
-    daemons::Daemons,
+    daemons::{Daemons, until_ready},
     place::{Place, SIDES, Side},
 };
 
@@ -128,10 +128,7 @@ impl WireGuard {
         command.args(self.arguments).arg(&interface).env("LOG_LEVEL", "error");
         let mut process = Process::start(self.name, command, &file_for(folder, self.name, side, "log"))?;
         let socket = Socket(socket);
-        eventually("its socket answers", START_LIMIT, || {
-            process.expect_running()?;
-            configure(&socket.0, &configuration(key, peers)?)
-        })?;
+        until_ready(&mut process, START_LIMIT, || configure(&socket.0, &configuration(key, peers)?))?;
         place.bring_up(side, &interface, own_address(side), OVERLAY_BITS, place.overlay_mtu())?;
         Ok((process, socket))
     }

@@ -3,21 +3,21 @@
 use std::{
     fmt::Write as _,
     fs,
-    net::{IpAddr, Ipv4Addr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
 use anyhow::Context;
-use netns_tests::{Process, client, eventually};
+use netns_tests::{Process, client};
 use serde_json::Value;
 use wiremesh::sandbox::Namespace;
 use wiremesh_certs::{WgPrivateKey, WgPublicKey};
 
 use super::{Beside, Device, Running};
 use crate::overlay::{
-    daemons::Daemons,
+    daemons::{Daemons, until_ready},
     place::{Place, SIDES, Side},
 };
 
@@ -53,7 +53,7 @@ impl Wiremesh {
     pub(super) fn start(&self, program: &Path, place: &Place, folder: &Path, number: usize) -> anyhow::Result<Running> {
         // The cable leads to it from both ends, and it has nothing to do while packets flow.
         let near = place.namespace(Side::Near);
-        let mesh = Mesh::start(program, near, Side::Near.underlay(), folder)?;
+        let mesh = Mesh::start(program, near, Side::Near.underlay().into(), folder)?;
         let mut agents = Vec::new();
         for side in SIDES {
             agents.push(mesh.agent(place.namespace(side), side.name(), number, place.overlay_mtu(), "")?);
@@ -76,7 +76,7 @@ impl Wiremesh {
         peers: &[(WgPublicKey, IpAddr)],
     ) -> anyhow::Result<Device> {
         let near = place.namespace(Side::Near);
-        let mesh = Mesh::start(program, near, Side::Near.underlay(), folder)?;
+        let mesh = Mesh::start(program, near, Side::Near.underlay().into(), folder)?;
         let mut configuration = String::new();
         for (key, address) in peers {
             writeln!(configuration, "\n[[overlay.peer]]\npublic_key = \"{key}\"\naddress = \"{address}\"")?;
@@ -93,17 +93,16 @@ impl Wiremesh {
 
 impl Mesh {
     /// A coordinator at `address`, which is in `namespace`.
-    pub fn start(program: &Path, namespace: &Namespace, address: Ipv4Addr, folder: &Path) -> anyhow::Result<Mesh> {
+    pub fn start(program: &Path, namespace: &Namespace, address: IpAddr, folder: &Path) -> anyhow::Result<Mesh> {
         let folder = folder.to_owned();
-        let (data, listen) = (folder.join("data"), format!("{address}:{COORDINATOR_PORT}"));
+        let (data, listen) = (folder.join("data"), SocketAddr::new(address, COORDINATOR_PORT));
         let configuration =
             format!("data_dir = {data:?}\nlisten = \"{listen}\"\npublic_urls = [\"https://{listen}\"]\n");
         fs::write(folder.join("coordinator.toml"), configuration)?;
         let mut command = clean(namespace.command(program)?);
         command.arg("coordinator").arg("--config").arg(folder.join("coordinator.toml"));
         let mut process = Process::start("coordinator", command, &folder.join("coordinator.log"))?;
-        eventually("the coordinator listens", START_LIMIT, || {
-            process.expect_running()?;
+        until_ready(&mut process, START_LIMIT, || {
             namespace.run(|| TcpStream::connect((address, COORDINATOR_PORT)))??;
             Ok(())
         })?;
@@ -133,10 +132,7 @@ impl Mesh {
         let mut command = clean(namespace.command(&self.program)?);
         command.arg("agent").arg("--config").arg(&file);
         let mut process = Process::start(&format!("agent {name}"), command, &folder.join("agent.log"))?;
-        let address = eventually("the agent is ready", START_LIMIT, || {
-            process.expect_running()?;
-            ready(namespace)
-        })?;
+        let address = until_ready(&mut process, START_LIMIT, || ready(namespace))?;
         let key = fs::read_to_string(state.join("wireguard.key")).context("reading the agent's WireGuard key")?;
         Ok(Agent { process, address, public_key: WgPrivateKey::from_base64(&key)?.public() })
     }

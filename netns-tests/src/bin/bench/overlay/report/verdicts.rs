@@ -35,7 +35,7 @@ pub fn all<'a>(results: &'a Results<'_>) -> Vec<Judged<'a>> {
             let measured = Spread::of(&measured);
             let enough = results.rounds.len() >= ROUNDS_TO_JUDGE;
             let complete = |spread: &Spread| enough && (spread.rounds >= ROUNDS_TO_JUDGE || target.is_once());
-            let verdict = measured.filter(complete).map(|spread| target.aim.judge(spread.median));
+            let verdict = measured.filter(complete).map(|spread| target.judge(&spread));
             Judged { target, ours: &build.name, measured, verdict }
         })
         .collect()

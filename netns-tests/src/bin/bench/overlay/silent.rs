@@ -1,0 +1,53 @@
+//! An agent among silent peers: how often it wakes up, and how much it sends.
+
+use std::{fs, net::UdpSocket, path::Path, thread, time::Duration};
+
+use netns_tests::eventually;
+use wiremesh::{clock, sandbox::Network};
+
+use super::{daemons::waits_of, implementations::Mesh, measures::Numbers, place::packets_of};
+
+/// The cable of a node of the sandbox's network.
+const CABLE: &str = "eth0";
+const MTU: u32 = 1420;
+/// For the first packets, after which every two have a session.
+const ANSWER_LIMIT: Duration = Duration::from_millis(500);
+const SESSION_LIMIT: Duration = Duration::from_secs(20);
+/// Keepalives and the bustle of joining are over after that.
+const SETTLE: Duration = Duration::from_secs(20);
+const IDLE: Duration = Duration::from_secs(30);
+
+/// An agent with a session to each of so many others, none of which says anything.
+pub fn measure(program: &Path, folder: &Path, number: usize, peers: usize) -> anyhow::Result<Numbers> {
+    fs::create_dir_all(folder)?;
+    let mut network = Network::new()?;
+    let node = network.add("coordinator")?;
+    let mesh = Mesh::start(program, node.namespace(), node.address(), folder)?;
+    let watched = network.add("watched")?;
+    let agent = mesh.agent(watched.namespace(), "watched", number, MTU, "")?;
+    let mut others = Vec::new();
+    for at in 0..peers {
+        let node = network.add(&format!("silent{at}"))?;
+        let other = mesh.agent(node.namespace(), node.name(), number, MTU, "")?;
+        let there = node.run(|| UdpSocket::bind((other.address, 0)))??;
+        let here = watched.run(|| UdpSocket::bind((agent.address, 0)))??;
+        there.set_read_timeout(Some(ANSWER_LIMIT))?;
+        let to = there.local_addr()?;
+        eventually("a packet arrives", SESSION_LIMIT, || {
+            here.send_to(&[1], to)?;
+            Ok(there.recv(&mut [0])?)
+        })?;
+        others.push(other);
+    }
+    thread::sleep(SETTLE);
+
+    let packets = || -> anyhow::Result<u64> {
+        let table = watched.run(|| fs::read_to_string("/proc/thread-self/net/dev"))??;
+        packets_of(&table, CABLE).ok_or_else(|| anyhow::anyhow!("no {CABLE}"))
+    };
+    let (waits, sent, started) = (waits_of(agent.process.pid())?, packets()?, clock::now());
+    thread::sleep(IDLE);
+    let took = (clock::now() - started).as_secs_f64();
+    let (waits, sent) = (waits_of(agent.process.pid())?.saturating_sub(waits), packets()?.saturating_sub(sent));
+    Ok(Numbers::from([("silent_wakeups", waits as f64 / took), ("silent_packets", sent as f64 / took * 60.0)]))
+}
