@@ -19,7 +19,8 @@
 //! | checksums                | from the sum of what does not change and of what does           |
 //!
 //! The kernel leaves the sum of the pseudo header in the checksum's place, and that is what is built upon: with a
-//! routing header of IPv6 it is not made of the addresses in the packet.
+//! routing header of IPv6 it is not made of the addresses in the packet. A frame for several packets without one is
+//! refused, as is one that contradicts itself.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -92,16 +93,16 @@ impl<'a> Cut<'a> {
     /// Where all of them say they come from.
     pub fn source(&self) -> OverlayIp {
         match self.is_v4() {
-            true => OverlayIp(Ipv4Addr::from(part(self.packet, 12)).into()),
-            false => OverlayIp(Ipv6Addr::from(part(self.packet, 8)).into()),
+            true => OverlayIp(Ipv4Addr::from(part(self.latest(), 12)).into()),
+            false => OverlayIp(Ipv6Addr::from(part(self.latest(), 8)).into()),
         }
     }
 
     /// Where all of them go.
     pub fn destination(&self) -> OverlayIp {
         match self.is_v4() {
-            true => OverlayIp(Ipv4Addr::from(part(self.packet, 16)).into()),
-            false => OverlayIp(Ipv6Addr::from(part(self.packet, 24)).into()),
+            true => OverlayIp(Ipv4Addr::from(part(self.latest(), 16)).into()),
+            false => OverlayIp(Ipv6Addr::from(part(self.latest(), 24)).into()),
         }
     }
 
@@ -116,7 +117,12 @@ impl<'a> Cut<'a> {
     }
 
     fn is_v4(&self) -> bool {
-        self.packet[0] >> 4 == 4
+        self.latest()[0] >> 4 == 4
+    }
+
+    /// The packet taken last, or the first: the headers of those before it may be written over by its own.
+    fn latest(&self) -> &[u8] {
+        &self.packet[self.several.as_ref().map_or(0, |template| self.taken.saturating_sub(1) * template.size)..]
     }
 }
 

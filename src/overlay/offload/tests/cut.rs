@@ -272,9 +272,11 @@ pub fn cut(frame: &[u8]) -> Result<Vec<Vec<u8>>, Malformed> {
     let mut frame = frame.to_vec();
     let mut cut = Cut::new(&mut frame)?;
     let (announced, largest) = (cut.packets(), cut.largest());
+    let addresses = (cut.source(), cut.destination());
     let mut packets = Vec::new();
     while let Some(packet) = cut.next() {
         packets.push(packet.to_vec());
+        assert_eq!((cut.source(), cut.destination()), addresses);
     }
     assert_eq!(packets.len(), announced);
     assert!(packets[..announced - 1].iter().all(|packet| packet.len() == largest));

@@ -141,6 +141,16 @@ fn packets_with_the_same_unusual_flags_do_not_join_either() {
 
         assert_eq!(sizes(&packets), [1, 1, 1], "flags {flags:08b}");
     }
+    for bit in [1, 2, 4, 8] {
+        let with_bit = |plan: &mut Plan| {
+            if let Transport::Tcp { reserved, .. } = &mut plan.transport {
+                *reserved = bit;
+            }
+        };
+        let packets: Vec<_> = sequence(3).map(|plan| plan.with(with_bit).bytes()).collect();
+
+        assert_eq!(sizes(&packets), [1, 1, 1], "reserved {bit:04b}");
+    }
 }
 
 #[test]
@@ -278,8 +288,28 @@ fn a_checksum_of_zero_that_is_written_as_ones_joins_only_in_udp_where_it_must_be
     let datagrams = [udp(&payload(1_000, 14)).bytes(), zero(udp(&payload(1_000, 14)))];
     let packets = [tcp(1, &payload(1_000, 14)).bytes(), zero(tcp(1_001, &payload(1_000, 14)))];
 
+    let mut without = datagrams.clone();
+    without[1][26..28].fill(0);
+
     assert_eq!(sizes(&datagrams), [2]);
+    assert_eq!(sizes(&without), [1, 1]);
     assert_eq!(sizes(&packets), [1, 1]);
+}
+
+#[test]
+fn an_ipv4_header_whose_checksum_of_zero_is_written_as_ones_does_not_join() {
+    let plans: Vec<_> = sequence(2).collect();
+    let zero = |plan: &Plan| {
+        let without = plan.with(|plan| plan.id = 0).bytes();
+        plan.with(|plan| plan.id = u16::from_be_bytes([without[10], without[11]])).bytes()
+    };
+    let packets: Vec<_> = plans.iter().map(zero).collect();
+    let mut with_ones = packets.clone();
+    with_ones.iter_mut().for_each(|packet| packet[10..12].fill(0xff));
+
+    assert!(packets.iter().all(|packet| packet[10..12] == [0, 0]));
+    assert_eq!(sizes(&packets), [2]);
+    assert_eq!(join(&with_ones), [alone(&with_ones[0]), alone(&with_ones[1])]);
 }
 
 #[test]

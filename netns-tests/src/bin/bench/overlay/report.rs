@@ -18,7 +18,6 @@ use super::{
 const TITLE_COLUMNS: usize = 33;
 /// Between the columns of two implementations.
 const GAP: usize = 2;
-const MIN_COLUMNS: usize = 11;
 
 /// One line about a measure that was taken.
 pub fn progress(measure: Measure, taken: &Result<Numbers, String>) -> String {
@@ -90,32 +89,9 @@ pub fn table(results: &Results<'_>) {
         println!("  {:<14} NOT MEASURED: {}", one.name, one.looked);
     }
 
-    let columns: Vec<usize> = results.implementations.iter().map(|one| one.name.len().max(MIN_COLUMNS)).collect();
-    let row = |title: &str, cells: Vec<String>| {
-        let cells = cells.iter().zip(&columns).map(|(cell, width)| format!("{cell:>width$}", width = width + GAP));
-        println!("{title:<TITLE_COLUMNS$}{}", cells.collect::<String>().trim_end());
-    };
     println!();
-    row("median (range under it)", results.implementations.iter().map(|one| one.name.clone()).collect());
-    for figure in FIGURES {
-        let spreads: Vec<Option<Spread>> =
-            results.implementations.iter().map(|one| Spread::of(&results.of(&one.name, figure.key))).collect();
-        if spreads.iter().all(Option::is_none) {
-            continue;
-        }
-        let better = match figure.better {
-            Better::Higher => '↑',
-            Better::Lower => '↓',
-        };
-        let title = format!("{better} {}", figure.title);
-        row(&title, spreads.iter().map(|spread| cell(figure, *spread, |spread| vec![spread.median])).collect());
-        if spreads.iter().flatten().any(|spread| spread.rounds > 1) {
-            row(
-                "",
-                spreads.iter().map(|spread| cell(figure, *spread, |spread| vec![spread.min, spread.max])).collect(),
-            );
-        }
-    }
+    let names = results.implementations.iter().map(|one| one.name.clone()).collect();
+    print_aligned(&[vec![(String::from("median (range under it)"), names)], rows(results)].concat());
 
     let failures = failures(results);
     if !failures.is_empty() {
@@ -136,9 +112,48 @@ impl Results<'_> {
     }
 }
 
-fn cell(figure: &Figure, spread: Option<Spread>, values: impl Fn(Spread) -> Vec<f64>) -> String {
+/// What a line begins with, and a cell for each implementation.
+type Row = (String, Vec<String>);
+
+/// Every figure that anybody has: medians, and under them what rounds made of it.
+fn rows(results: &Results<'_>) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for figure in FIGURES {
+        let spreads: Vec<Option<Spread>> =
+            results.implementations.iter().map(|one| Spread::of(&results.of(&one.name, figure.key))).collect();
+        if spreads.iter().all(Option::is_none) {
+            continue;
+        }
+        let better = match figure.better {
+            Better::Higher => '↑',
+            Better::Lower => '↓',
+        };
+        let cells =
+            |values: fn(Spread) -> Vec<f64>| spreads.iter().map(|spread| cell(figure, *spread, values)).collect();
+        rows.push((format!("{better} {}", figure.title), cells(|spread| vec![spread.median])));
+        if spreads.iter().flatten().any(|spread| spread.rounds > 1) {
+            rows.push((String::new(), cells(|spread| vec![spread.min, spread.max])));
+        }
+    }
+    rows
+}
+
+fn print_aligned(rows: &[Row]) {
+    let length = |text: &String| text.chars().count();
+    let columns = rows.iter().map(|(_, cells)| cells.len()).max().unwrap_or_default();
+    let widest = |at: usize| rows.iter().filter_map(|(_, cells)| cells.get(at)).map(length).max().unwrap_or_default();
+    let widths: Vec<usize> = (0..columns).map(|at| widest(at) + GAP).collect();
+    for (title, cells) in rows {
+        let cells = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:>width$}"));
+        println!("{title:<TITLE_COLUMNS$}{}", cells.collect::<String>().trim_end());
+    }
+}
+
+fn cell(figure: &Figure, spread: Option<Spread>, values: fn(Spread) -> Vec<f64>) -> String {
     let Some(spread) = spread else { return "–".to_owned() };
-    let values: Vec<String> = values(spread).iter().map(|value| format!("{value:.*}", figure.digits)).collect();
+    // Thousands need no digits after the point.
+    let digits = |value: f64| if value < 1000.0 { figure.digits } else { 0 };
+    let values: Vec<String> = values(spread).iter().map(|value| format!("{value:.*}", digits(*value))).collect();
     values.join("…")
 }
 
