@@ -2,13 +2,12 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
 
-use anyhow::Context;
 use boringtun::noise::TunnResult;
 use netns_tests::{
     Agent, Coordinator, Lab, Node, Session, eventually,

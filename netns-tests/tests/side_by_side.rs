@@ -81,7 +81,7 @@ fn a_segment_among_others_never_changes_what_a_connection_carries() {
         let whole = |at: usize| at * PAYLOAD_BYTES..(at + 1) * PAYLOAD_BYTES;
 
         // What is done to the fourth of eight.
-        let kinds: [(&str, fn(&mut Segment)); 12] = [
+        let kinds: &[(&str, Change)] = &[
             ("nothing", |_| {}),
             ("a damaged byte", |segment| segment.damaged = Some(INNER + 20 + 500)),
             ("a damaged checksum", |segment| segment.damaged = Some(INNER + 16)),
@@ -192,6 +192,8 @@ impl Connection {
         Segment { range, ..self.template.clone() }
     }
 }
+
+type Change = fn(&mut Segment);
 
 #[derive(Clone)]
 struct Segment {
