@@ -2,18 +2,17 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
 
-use anyhow::Context;
-use boringtun::noise::{Tunn, TunnResult};
+use boringtun::noise::TunnResult;
 use netns_tests::{
-    Agent, Coordinator, Lab, Node, eventually,
+    Agent, Coordinator, Lab, Node, Session, eventually,
     forge::{self, Identity},
-    story_within,
+    story_within, tunn,
 };
 use rand::{Rng, RngCore, SeedableRng, rngs::SmallRng};
 use wiremesh::clock;
@@ -191,46 +190,6 @@ fn flood(to: SocketAddr, key: &WgPublicKey) -> anyhow::Result<usize> {
         }
     }
     Ok(sent)
-}
-
-/// A WireGuard session by hand.
-struct Session {
-    tunn: Tunn,
-    socket: UdpSocket,
-}
-
-impl Session {
-    fn open(key: &WgPrivateKey, to: &WgPublicKey, address: SocketAddr) -> anyhow::Result<Session> {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        socket.connect(address)?;
-        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
-        let mut session = Session { tunn: tunn(key, to), socket };
-        let mut out = [0; 2048];
-        let TunnResult::WriteToNetwork(initiation) = session.tunn.format_handshake_initiation(&mut out, true) else {
-            anyhow::bail!("no handshake to begin with");
-        };
-        session.socket.send(initiation)?;
-        let mut answer = [0; 2048];
-        let length = session.socket.recv(&mut answer).context("no answer to a handshake")?;
-        match session.tunn.decapsulate(None, &answer[..length], &mut out) {
-            TunnResult::WriteToNetwork(keepalive) => session.socket.send(keepalive)?,
-            other => anyhow::bail!("the handshake ended with {other:?}"),
-        };
-        Ok(session)
-    }
-
-    fn send(&mut self, packet: &[u8]) -> anyhow::Result<()> {
-        let mut out = [0; 2048];
-        match self.tunn.encapsulate(packet, &mut out) {
-            TunnResult::WriteToNetwork(datagram) => self.socket.send(datagram)?,
-            other => anyhow::bail!("not sealed: {other:?}"),
-        };
-        Ok(())
-    }
-}
-
-fn tunn(key: &WgPrivateKey, to: &WgPublicKey) -> Tunn {
-    Tunn::new((*key.bytes()).into(), to.0.into(), None, None, 7, None)
 }
 
 /// An IPv4 packet with a UDP datagram for port 7000.
