@@ -243,7 +243,7 @@ fn datagrams_cross_a_cable_whole_also_those_larger_than_it_takes() {
         let (a, b) = (lab.bare_node("a")?, lab.bare_node("b")?);
         let from = a.run(|| UnderlaySocket::bind(0, &Offloads::default()))??;
         let at = Arc::new(b.run(|| UnderlaySocket::bind(0, &Offloads::default()))??);
-        let to = SocketAddr::new(b.address().into(), at.port()?);
+        let to = SocketAddr::new(b.address(), at.port()?);
 
         // In the middle a run that the kernel cannot cut for an MTU of 1500. It is sent singly, and fragmented.
         for (count, segment) in [(40, 1452), (20, 2900), (40, 1452)] {

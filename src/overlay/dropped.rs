@@ -32,8 +32,10 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// Outbound: neither an IPv4 nor an IPv6 packet, or cut short, or marked for offloads in a way that makes no sense.
+    /// Outbound: neither an IPv4 nor an IPv6 packet, or cut short.
     NotIp = "not_ip",
+    /// Outbound: the device described a large packet in a way that the packet contradicts.
+    Malformed = "malformed",
     /// Outbound: broadcast and multicast do not exist in the overlay.
     Multicast = "multicast",
     /// Outbound: the destination is no address of the overlay network, or our own.

@@ -26,7 +26,7 @@ mod virtio;
 
 pub use self::{
     checksum::Sum,
-    cut::Cut,
+    cut::{Cut, Malformed},
     join::{Join, Joined, MAX_PIECES, Takes},
     virtio::{VIRTIO_HEADER, VirtioHeader},
 };

@@ -15,7 +15,7 @@ use wiremesh_certs::OverlayIp;
 use super::{
     Dropped, Traffic,
     batch::{Packets, Transmit, Transmits},
-    offload::Cut,
+    offload::{Cut, Malformed},
     peer::Peer,
     peers::{Peers, Slot},
     shared::{Aside, Shared},
@@ -74,7 +74,10 @@ impl Outbound {
 
 impl Batch<'_> {
     fn route(&mut self, frame: &mut [u8], now: Instant, aside: &mut impl FnMut(Aside)) -> Result<(), Dropped> {
-        let mut cut = Cut::new(frame).map_err(|_| Dropped::NotIp)?;
+        let mut cut = Cut::new(frame).map_err(|malformed| match malformed {
+            Malformed::NotIp => Dropped::NotIp,
+            Malformed::Header => Dropped::Malformed,
+        })?;
         let destination = cut.destination();
         self.shared.at.may_send(cut.source(), destination)?;
         if self.current.as_ref().is_none_or(|current| current.destination != destination) {

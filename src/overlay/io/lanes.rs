@@ -152,7 +152,7 @@ pub fn inbound(
         let now = clock::now();
         let mut batch = Batch::default();
         for buffer in received.buffers() {
-            batch.add(buffer.datagrams().len(), buffer.len());
+            batch.add(buffer.datagrams().len(), buffer.bytes());
             if !machine.has_room() {
                 write_all(&mut machine, tun, &mut scratch, asides);
             }

@@ -106,16 +106,6 @@ impl<'a> Cut<'a> {
         }
     }
 
-    /// How many there are in all, at least one. TCP over a path with a tiny MTU makes thousands.
-    pub fn packets(&self) -> usize {
-        self.packets
-    }
-
-    /// Bytes of each packet but the last, which may be shorter.
-    pub fn largest(&self) -> usize {
-        self.several.as_ref().map_or(self.packet.len(), |template| self.packet.len().min(template.whole()))
-    }
-
     fn is_v4(&self) -> bool {
         self.latest()[0] >> 4 == 4
     }

@@ -95,8 +95,8 @@ impl Received {
 }
 
 impl<'a> Buffer<'a> {
-    /// Bytes of all datagrams.
-    pub fn len(&self) -> usize {
+    /// Of all datagrams.
+    pub fn bytes(&self) -> usize {
         self.bytes.len()
     }
 
