@@ -224,7 +224,7 @@ impl Overlay {
         let done = match datagram.first() {
             Some(&introduction::TYPE) => self.handle_introduction(from, datagram, now, unix),
             Some(1) => self.handle_initiation(from, datagram, now, unix),
-            Some(2..=4) => self.handle_session_message(from, datagram, now),
+            Some(2..=4) => self.handle_session_message(from, datagram, now, unix),
             Some(_) | None => Err(Dropped::Garbage),
         };
         done.inspect_err(|dropped| self.out.counters.count(*dropped))
@@ -273,9 +273,12 @@ impl Overlay {
                 }
                 Some(Due::Retry(_) | Due::Suspect | Due::Rekey | Due::GaveUp) | None => {}
             }
-            awake |= peer.session.is_awake(now);
             self.out.wake.note(peer.session.poll_timeout());
             self.out.wake.note(peer.held.poll_timeout());
+            if peer.session.is_awake(now) {
+                awake = true;
+                self.out.wake.note(peer.leaves_at(now, unix));
+            }
         }
         for (slot, why) in leaving {
             self.remove(slot, why);
@@ -436,11 +439,17 @@ impl Overlay {
         }
         peer.tick(&self.own, &mut self.out, now);
         drop(peer);
-        self.open(slot, from, datagram, now)
+        self.open(slot, from, datagram, now, unix)
     }
 
     /// A message for a session that is there: data, the answer to our handshake, or a cookie.
-    fn handle_session_message(&mut self, from: SocketAddr, datagram: &[u8], now: Instant) -> Result<(), Dropped> {
+    fn handle_session_message(
+        &mut self,
+        from: SocketAddr,
+        datagram: &[u8],
+        now: Instant,
+        unix: UnixTime,
+    ) -> Result<(), Dropped> {
         let receiver = match Tunn::parse_incoming_packet(datagram) {
             Ok(Packet::PacketData(data)) => data.receiver_idx,
             Ok(Packet::HandshakeResponse(response)) => response.receiver_idx,
@@ -453,11 +462,18 @@ impl Overlay {
         {
             peer.tick(&self.own, &mut self.out, now);
         }
-        self.open(slot, from, datagram, now)
+        self.open(slot, from, datagram, now, unix)
     }
 
     /// Opens a datagram of a peer's, and takes the packet in it if it is the peer's to send.
-    fn open(&mut self, slot: Slot, from: SocketAddr, datagram: &[u8], now: Instant) -> Result<(), Dropped> {
+    fn open(
+        &mut self,
+        slot: Slot,
+        from: SocketAddr,
+        datagram: &[u8],
+        now: Instant,
+        unix: UnixTime,
+    ) -> Result<(), Dropped> {
         let mut peer = self.peers.lock(slot).ok_or(Dropped::UnknownSession)?;
         let was_ready = peer.session.is_ready();
         let spare = self.out.packets.spare(datagram.len().max(MIN_SPARE)).ok_or(Dropped::BatchFull)?;
@@ -473,6 +489,7 @@ impl Overlay {
         if !was_ready || matches!(opened, Opened::Established(_)) {
             peer.flush(&self.own, &mut self.out, now);
             self.out.stay_awake(now);
+            self.out.wake.note(peer.leaves_at(now, unix));
         }
         Ok(())
     }

@@ -264,6 +264,12 @@ impl Peer {
         }
     }
 
+    /// When its certificate ends, if it has one. To the second, as certificates are.
+    pub fn leaves_at(&self, now: Instant, unix: UnixTime) -> Option<(Instant, &'static str)> {
+        let at = now.checked_add(self.verified()?.not_after().saturating_since(unix))?;
+        Some((at, "a certificate ends"))
+    }
+
     /// Whether a packet from `source` may come out of its session.
     pub fn speaks_for(&self, source: OverlayIp) -> bool {
         self.allowed.iter().any(|network| network.contains(&source.0))

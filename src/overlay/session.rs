@@ -34,8 +34,9 @@ pub const MIN_SPARE: usize = 148;
 /// The size of a handshake initiation.
 pub const INITIATION: usize = 148;
 /// How often a session that is not asleep is ticked. WireGuard's own times are 5 s and more, so four times a second, as
-/// boringtun suggests, would wake an idle machine for nothing.
-pub const TICK: Duration = Duration::from_secs(1);
+/// boringtun suggests, would wake an idle machine for nothing. A keepalive that is due after 10 s must be out before the
+/// other side begins to worry, after 15 s.
+pub const TICK: Duration = Duration::from_secs(2);
 /// Data was sent, nothing was heard for this long, and more is sent: that is in doubt. The last packet of a conversation
 /// is never answered, so silence alone says nothing; a TCP SYN sent for the second time does.
 pub const DOUBT_AFTER: Duration = Duration::from_millis(800);

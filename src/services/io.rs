@@ -47,13 +47,16 @@ pub fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Handle> {
                 () = stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep(METER_EVERY) => {}
             }
-            // NVML calls may block for a while: the driver is asked over an ioctl.
             let (machine, cpu);
-            (reader, machine, cpu) = tokio::task::spawn_blocking(move || {
-                let (machine, cpu) = reader.read();
-                (reader, machine, cpu)
-            })
-            .await?;
+            if reader.may_block() {
+                (reader, machine, cpu) = tokio::task::spawn_blocking(move || {
+                    let (machine, cpu) = reader.read();
+                    (reader, machine, cpu)
+                })
+                .await?;
+            } else {
+                (machine, cpu) = reader.read();
+            }
             meter.measured(Capabilities::of(machine, worker_type.as_deref()), cpu);
         }
     });

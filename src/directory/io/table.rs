@@ -43,7 +43,7 @@ const LINGER: Duration = Duration::from_millis(20);
 /// Finding the closest nodes to a key, and writing to them, end with what they have after this.
 const PUBLISH_DEADLINE: Duration = Duration::from_secs(2);
 /// Certificates are looked at, and empty tables noticed, this often.
-const TICK: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_secs(2);
 /// Expired entries are swept this often.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 /// Somewhere random in the table is looked up this often, give or take a quarter: buckets stay fresh without a storm.
@@ -436,7 +436,7 @@ impl Table {
     fn wake_at(&self) -> (Instant, &'static str) {
         let queries = self.queries.values().map(|query| (query.finish_at, "a query's deadline"));
         let publisher = self.publisher.poll_timeout();
-        let none = (clock::now() + TICK, "nothing to do");
+        let none = (clock::now() + EXPLORE_EVERY, "nothing to do");
         queries.chain(publisher).min_by_key(|(at, _)| *at).unwrap_or(none)
     }
 

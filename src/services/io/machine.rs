@@ -26,7 +26,12 @@ impl MachineReader {
         MachineReader { system, nvml }
     }
 
-    /// The machine, and the utilisation of its CPUs since the last reading, from 0 to 1. May block in the driver.
+    /// Whether reading may take a while: the GPU driver is asked over an ioctl.
+    pub fn may_block(&self) -> bool {
+        self.nvml.is_some()
+    }
+
+    /// The machine, and the utilisation of its CPUs since the last reading, from 0 to 1.
     pub fn read(&mut self) -> (Machine, f64) {
         let mut cpu = 0.0;
         if let Some(system) = &mut self.system {
