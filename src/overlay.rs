@@ -493,9 +493,7 @@ impl Overlay {
         }
         Ok(())
     }
-}
 
-impl Overlay {
     /// A packet that was opened and accepted, and may answer an echo of ours. If not it is one like any other.
     fn handle_pong(&mut self, slot: Slot, bytes: &[u8], now: Instant) -> Result<(), Dropped> {
         let packet = IpPacket::parse(bytes).ok_or(Dropped::InnerNotIp)?;

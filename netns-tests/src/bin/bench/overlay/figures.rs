@@ -114,6 +114,8 @@ pub const FIGURES: &[Figure] = &[
     lower("peers_memory", "many peers, resident, MB", 1),
     lower("silent_wakeups", "wake-ups/s, silent peers", 1),
     lower("silent_packets", "packets/min, silent peers", 0),
+    lower("silent_path_wakeups", "wake-ups/s, without directory", 1),
+    lower("silent_path_packets", "packets/min, without directory", 0),
 ];
 
 const fn at_least(figure: &'static str, to: &'static str, floor: f64, goal: f64) -> Target {

@@ -17,18 +17,33 @@ const SESSION_LIMIT: Duration = Duration::from_secs(20);
 const SETTLE: Duration = Duration::from_secs(20);
 const IDLE: Duration = Duration::from_secs(30);
 
-/// An agent with a session to each of so many others, none of which says anything.
+/// What tells the packet path from the directory, which republishes twice a minute.
+const NO_DIRECTORY: &str = "[dht]\nenabled = false\n";
+
+/// An agent with a session to each of so many others, none of which says anything; and the same without the directory.
 pub fn measure(program: &Path, folder: &Path, number: usize, peers: usize) -> anyhow::Result<Numbers> {
+    let [wakeups, packets] = measure_with("", program, &folder.join("whole"), number, peers)?;
+    let [path_wakeups, path_packets] = measure_with(NO_DIRECTORY, program, &folder.join("path"), number, peers)?;
+    Ok(Numbers::from([
+        ("silent_wakeups", wakeups),
+        ("silent_packets", packets),
+        ("silent_path_wakeups", path_wakeups),
+        ("silent_path_packets", path_packets),
+    ]))
+}
+
+/// Wake-ups a second and packets a minute of an agent that has `more` in its configuration, as the others have.
+fn measure_with(more: &str, program: &Path, folder: &Path, number: usize, peers: usize) -> anyhow::Result<[f64; 2]> {
     fs::create_dir_all(folder)?;
     let mut network = Network::new()?;
     let node = network.add("coordinator")?;
     let mesh = Mesh::start(program, node.namespace(), node.address(), folder)?;
     let watched = network.add("watched")?;
-    let agent = mesh.agent(watched.namespace(), "watched", number, MTU, "")?;
+    let agent = mesh.agent(watched.namespace(), "watched", number, MTU, more)?;
     let mut others = Vec::new();
     for at in 0..peers {
         let node = network.add(&format!("silent{at}"))?;
-        let other = mesh.agent(node.namespace(), node.name(), number, MTU, "")?;
+        let other = mesh.agent(node.namespace(), node.name(), number, MTU, more)?;
         let there = node.run(|| UdpSocket::bind((other.address, 0)))??;
         let here = watched.run(|| UdpSocket::bind((agent.address, 0)))??;
         there.set_read_timeout(Some(ANSWER_LIMIT))?;
@@ -49,5 +64,5 @@ pub fn measure(program: &Path, folder: &Path, number: usize, peers: usize) -> an
     thread::sleep(IDLE);
     let took = (clock::now() - started).as_secs_f64();
     let (waits, sent) = (waits_of(agent.process.pid())?.saturating_sub(waits), packets()?.saturating_sub(sent));
-    Ok(Numbers::from([("silent_wakeups", waits as f64 / took), ("silent_packets", sent as f64 / took * 60.0)]))
+    Ok([waits as f64 / took, sent as f64 / took * 60.0])
 }
