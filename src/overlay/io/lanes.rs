@@ -8,14 +8,14 @@ use std::{
     io::{self, IoSlice},
     sync::Arc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    moderation::{Batch, Moderation},
+    moderation::{Batch, Moderation, Next},
     tun::{MAX_FRAME_BYTES, Tun, is_gone},
     udp::{Received, Udp, Wait},
 };
@@ -121,9 +121,13 @@ pub fn outbound(
                 asides.leave(Aside::Refused(transmit.to, dropped));
             }
         }
-        if let Some(pause) = moderation.on_batch(read, now) {
-            thread::sleep(pause);
-            reader.expect_more();
+        match moderation.on_batch(read, now) {
+            Next::Sleep => reader.look_until = None,
+            Next::Gather(pause) => {
+                thread::sleep(pause);
+                reader.expect_more();
+            }
+            Next::Look(duration) => reader.look_until = Some(clock::now() + duration),
         }
     }
 }
@@ -159,8 +163,10 @@ pub fn inbound(
             machine.handle_datagrams(buffer.from, buffer.datagrams(), now, |aside| asides.leave(aside));
         }
         write_all(&mut machine, tun, &mut scratch, asides);
-        if let Some(pause) = moderation.on_batch(batch, now) {
-            thread::sleep(pause);
+        match moderation.on_batch(batch, now) {
+            // One of the two that looks is enough: it keeps a processor awake, which is what saves time.
+            Next::Sleep | Next::Look(_) => {}
+            Next::Gather(pause) => thread::sleep(pause),
         }
     }
 }
@@ -175,6 +181,8 @@ pub fn write_plain(tun: &impl Tun, packet: &[u8]) -> io::Result<()> {
 struct Reader {
     /// So many frames in a row came alone.
     alone: u32,
+    /// Look until then, before sleeping.
+    look_until: Option<Instant>,
 }
 
 impl Reader {
@@ -183,7 +191,7 @@ impl Reader {
         let mut batch = Batch::default();
         while let Some(spare) = frames.spare(MAX_FRAME_BYTES) {
             let len = match batch.packets {
-                0 => tun.read(&mut spare[..MAX_FRAME_BYTES])?,
+                0 => self.first(tun, &mut spare[..MAX_FRAME_BYTES])?,
                 _ => match tun.read_now(&mut spare[..MAX_FRAME_BYTES])? {
                     Some(len) => len,
                     None => break,
@@ -198,6 +206,18 @@ impl Reader {
         }
         self.alone = if batch.packets > 1 { 0 } else { self.alone.wrapping_add(1) };
         Ok(batch)
+    }
+
+    fn first(&mut self, tun: &impl Tun, frame: &mut [u8]) -> io::Result<usize> {
+        if let Some(until) = self.look_until.take() {
+            while clock::now() < until {
+                if let Some(len) = tun.read_now(frame)? {
+                    return Ok(len);
+                }
+                thread::yield_now();
+            }
+        }
+        tun.read(frame)
     }
 
     /// Frames had time to gather.

@@ -1,16 +1,18 @@
 //! Benchmarks in the lab: real programs in namespaces, measured beside what they are compared with.
 //!
 //! ```text
-//! cargo build --release --workspace --bins && target/release/bench basics
-//! cargo build --release --workspace --bins && target/release/bench overlay
+//! cargo run --release -p netns-tests --bin bench -- basics
+//! cargo run --release -p netns-tests --bin bench -- overlay
 //! ```
+//!
+//! Run by cargo it first has cargo build what it measures. Run by itself it measures what is beside it.
 
 mod basics;
 mod overlay;
 
 use std::{
     path::Path,
-    process::ExitCode,
+    process::{Command, ExitCode},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -48,23 +50,37 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match sandbox::scratch() {
-        Some(scratch) => inside(&arguments, &scratch),
-        None => match sandbox::enter(&[]) {
-            Ok(Entered::Left(code)) => return ExitCode::from(code),
-            Ok(Entered::Inside) => Err(anyhow::anyhow!("inside and outside of the sandbox at once")),
-            Err(refused) => {
-                let hint = refused.hint().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
-                Err(anyhow::anyhow!("{:#}{hint}", anyhow::Error::new(refused)))
-            }
-        },
+        Some(scratch) => inside(&arguments, &scratch).map(|()| ExitCode::SUCCESS),
+        None => build().and_then(|()| enter()),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Runs this program again as the first process of a sandbox. How that ended.
+fn enter() -> anyhow::Result<ExitCode> {
+    match sandbox::enter(&[]) {
+        Ok(Entered::Left(code)) => Ok(ExitCode::from(code)),
+        Ok(Entered::Inside) => anyhow::bail!("inside and outside of the sandbox at once"),
+        Err(refused) => {
+            let hint = refused.hint().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
+            anyhow::bail!("{:#}{hint}", anyhow::Error::new(refused))
         }
     }
+}
+
+/// Has cargo build the programs of the workspace, if it was cargo that started us: it knows of this one only.
+fn build() -> anyhow::Result<()> {
+    let Some(cargo) = std::env::var_os("CARGO") else { return Ok(()) };
+    let mut command = Command::new(cargo);
+    command.args(["build", "--workspace", "--bins"]);
+    if !cfg!(debug_assertions) {
+        command.arg("--release");
+    }
+    anyhow::ensure!(command.status()?.success(), "building what is to be measured failed");
+    Ok(())
 }
 
 /// What is measured, as the first process of a sandbox.
