@@ -44,9 +44,7 @@ const STREAM_AFTER: u32 = 16;
 /// Who gets so many at once has no need of pauses.
 const ENOUGH_AT_ONCE: usize = 32;
 
-/// From here on what was carried at once was worth waking for.
-const LARGE_BYTES: usize = 8 * 1024;
-/// Of packets that are smaller on average, more would be better.
+/// Packets of at least this size on average are bulk, be it the short end of a large one.
 const LARGE_PACKET: usize = 1024;
 
 /// What a thread carried at once.
@@ -66,7 +64,7 @@ impl Batch {
 
     /// Whether it is bulk, which waits for no other.
     pub fn is_large(&self) -> bool {
-        self.bytes >= LARGE_BYTES && self.bytes >= LARGE_PACKET * self.packets
+        self.bytes >= LARGE_PACKET * self.packets
     }
 }
 
@@ -185,6 +183,17 @@ mod tests {
             assert_eq!(outbound.on_batch(BULK, at(i * 140)), Next::Sleep);
             assert_eq!(inbound.on_batch(SMALL, at(i * 140)), Next::Sleep);
             assert_eq!(alone.on_batch(BULK, at(i * 140)), Next::Sleep);
+        }
+    }
+
+    #[test]
+    fn the_short_ends_of_bulk_and_its_acknowledgements_are_no_exchange() {
+        let [mut outbound, mut inbound] = Moderation::pair();
+        let end = Batch { packets: 3, bytes: 3 * 1452 };
+
+        for i in 0..100 {
+            assert_eq!(inbound.on_batch(end, at(i * 140)), Next::Sleep);
+            assert_eq!(outbound.on_batch(SMALL, at(i * 140 + 70)), Next::Sleep);
         }
     }
 

@@ -8,7 +8,7 @@ use crate::overlay::io::sys::{self, MAX_RECEIVED, Slot};
 /// The largest datagram there is, and the most that the kernel puts together from one sender (UDP GRO).
 const BUFFER_BYTES: usize = 1 << 16;
 /// Buffers offered to the kernel while it fills them well: what is used again at once is still in the CPU's cache.
-const FEW: usize = 2;
+const FEW: usize = 1;
 /// From this average on, buffers are filled well. Below, one call should bring many small datagrams.
 const WELL_FILLED_BYTES: usize = 8 * 1024;
 
