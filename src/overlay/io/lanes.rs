@@ -1,7 +1,7 @@
 //! The two threads that carry packets: `outbound` from the TUN device to the UDP socket, `inbound` the other way.
 //!
-//! Each waits in one system call, carries what that brought, and waits again: no queue and no other thread is between a
-//! packet and its way out, and one thread a direction keeps the order of packets. They end when the device is gone and
+//! Each waits, carries what came, and waits again, as [`super::moderation`] says: no queue and no other thread is between
+//! a packet and its way out, and one thread a direction keeps the order of packets. They end when the device is gone and
 //! the socket is closed.
 
 use std::{

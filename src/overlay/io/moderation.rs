@@ -35,7 +35,7 @@ pub enum Next {
 /// How long packets gather. The kernel's timers add about 50 µs. A busy network card waits about as long.
 const GATHER_FOR: Duration = Duration::from_micros(200);
 /// How long to look busily: what Linux recommends for its own busy polling. At the slowest exchange that counts as one,
-/// a fifth of the time.
+/// a tenth of the time.
 const LOOK_FOR: Duration = Duration::from_micros(50);
 /// Packets that are further apart are no stream. Longer than a pause takes, or a stream would end itself.
 const STREAM_GAP: Duration = Duration::from_micros(500);

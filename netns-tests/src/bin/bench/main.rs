@@ -11,6 +11,7 @@ mod basics;
 mod overlay;
 
 use std::{
+    os::unix::process::CommandExt,
     path::Path,
     process::{Command, ExitCode},
     sync::atomic::{AtomicBool, Ordering},
@@ -71,16 +72,19 @@ fn enter() -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Has cargo build the programs of the workspace, if it was cargo that started us: it knows of this one only.
+/// Has cargo build the programs of the workspace, if it was cargo that started us: it knows of this one only. This one
+/// may be built anew too, and a file that was replaced cannot be started again; so we become what was built.
 fn build() -> anyhow::Result<()> {
     let Some(cargo) = std::env::var_os("CARGO") else { return Ok(()) };
+    let this = std::env::current_exe()?;
     let mut command = Command::new(cargo);
     command.args(["build", "--workspace", "--bins"]);
     if !cfg!(debug_assertions) {
         command.arg("--release");
     }
     anyhow::ensure!(command.status()?.success(), "building what is to be measured failed");
-    Ok(())
+    let error = Command::new(&this).args(std::env::args_os().skip(1)).env_remove("CARGO").exec();
+    Err(anyhow::Error::new(error).context(format!("starting {}", this.display())))
 }
 
 /// What is measured, as the first process of a sandbox.
