@@ -38,6 +38,7 @@
 pub mod api;
 pub mod app;
 pub mod backoff;
+pub mod beat;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -141,6 +141,8 @@ pub struct Parameters<'a> {
     pub trust: Arc<TrustStore>,
     /// The age at which a session gets new keys, [`REKEY_AFTER`] at most.
     pub rekey_after: Duration,
+    /// An instant on the beat that sessions tick on: see [`crate::beat`].
+    pub beat: Instant,
     /// The only source of chance, but for the keys that boringtun makes.
     pub seed: u64,
 }
@@ -170,7 +172,7 @@ pub struct Overlay {
 impl Overlay {
     /// Without peers.
     pub fn new(parameters: Parameters<'_>, now: Instant) -> Overlay {
-        let Parameters { key, address, network, trust, rekey_after, seed } = parameters;
+        let Parameters { key, address, network, trust, rekey_after, beat, seed } = parameters;
         let at = OwnAddress { address, network };
         let own = Own::new(key, at);
         let shared = Arc::new(Shared::new(at));
@@ -180,7 +182,7 @@ impl Overlay {
             unlimited: Arc::new(RateLimiter::new(&own.public, u64::MAX)),
             own,
             trust,
-            out: Outbox::new(Arc::clone(&shared.counters)),
+            out: Outbox::new(Arc::clone(&shared.counters), beat),
             shared,
             rekey_after,
             peers: Peers::default(),

@@ -125,8 +125,15 @@ pub async fn start(settings: Settings, tasks: &Tasks) -> anyhow::Result<(Handle,
         .with_context(|| format!("setting up {interface} with {address} in {network}"))?;
     tracing::info!(%interface, %address, mtu, listen_port, "overlay is up");
 
-    let parameters =
-        Parameters { key: &key, address, network, trust, rekey_after, seed: rand::rngs::OsRng.try_next_u64()? };
+    let parameters = Parameters {
+        key: &key,
+        address,
+        network,
+        trust,
+        rekey_after,
+        beat: clock::beat(),
+        seed: rand::rngs::OsRng.try_next_u64()?,
+    };
     let mut overlay = Overlay::new(parameters, clock::now());
     for peer in &peers {
         overlay

@@ -8,12 +8,15 @@ use super::{
     dropped::Counters,
     session::TICK,
 };
+use crate::beat;
 
 /// Events kept until they are fetched; beyond it the oldest goes. What was asked in it is asked again.
 pub const MAX_EVENTS: usize = 256;
 
 /// Filled by the parts of the machine, drained by its `poll_*`.
 pub struct Outbox {
+    /// Sessions tick on this beat.
+    beat: Instant,
     /// For the UDP socket.
     pub transmits: Transmits,
     /// For the TUN device.
@@ -29,8 +32,9 @@ pub struct Outbox {
 
 impl Outbox {
     /// Empty.
-    pub fn new(counters: Arc<Counters>) -> Outbox {
+    pub fn new(counters: Arc<Counters>, beat: Instant) -> Outbox {
         Outbox {
+            beat,
             transmits: Transmits::new(),
             packets: Packets::new(),
             counters,
@@ -55,7 +59,7 @@ impl Outbox {
 
     /// A session is awake: tick it.
     pub fn stay_awake(&mut self, now: Instant) {
-        let at = *self.tick_at.get_or_insert(now + TICK);
+        let at = *self.tick_at.get_or_insert_with(|| beat::next(self.beat, now, TICK));
         self.wake.note(Some((at, "sessions tick")));
     }
 

@@ -42,10 +42,11 @@ pub fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Handle> {
     }
     let (meter, worker_type) = (handle.clone(), config.worker_type);
     tasks.spawn("meter", |stop| async move {
+        let mut due = clock::beats(METER_EVERY);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep(METER_EVERY) => {}
+                _ = due.tick() => {}
             }
             let (machine, cpu);
             if reader.may_block() {

@@ -187,7 +187,7 @@ fn each_record_that_must_not_be_believed_is_refused_with_its_reason() {
         ("record_of_another", &other, mesh.record(&node, &[], 0.0, T0), T0),
         ("unknown_member", &stranger, mesh.record(&stranger, &[], 0.0, T0), T0),
         ("superseded", &moved, mesh.record(&moved, &[], 0.0, T0), T0),
-        ("record_ended", &node, mesh.record(&node, &[], 0.0, T0), after(90)),
+        ("record_ended", &node, mesh.record(&node, &[], 0.0, T0), after(RECORD_LIFE.as_secs())),
         ("record_from_the_future", &node, mesh.record(&node, &[], 0.0, after(61)), T0),
         ("service_not_allowed", &narrow, mesh.record(&narrow, &["ocr"], 0.0, T0), T0),
     ];

@@ -58,7 +58,7 @@ pub const MAX_ORDERS: usize = 256;
 const MAX_NEGOTIATING: usize = 64;
 /// A connection is kept this long after it was last used: longer than the time between two publications, which then
 /// find their storers connected. Both sides count, and whoever is first tells the other.
-const IDLE_CONNECTION: Duration = Duration::from_secs(60);
+const IDLE_CONNECTION: Duration = Duration::from_secs(90);
 /// The longest time until our connections have said goodbye.
 const GOODBYE: Duration = Duration::from_millis(300);
 
@@ -149,8 +149,7 @@ impl Table {
 
     /// Runs until asked to stop.
     pub async fn run(mut self, mut orders: mpsc::Receiver<Order>, stop: CancellationToken) -> anyhow::Result<()> {
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut tick = clock::beats(TICK);
         loop {
             let (wake_at, why) = self.wake_at();
             tokio::select! {

@@ -82,6 +82,7 @@ impl Node {
             network: "10.42.0.0/16".parse().unwrap(),
             trust: self.trust.clone(),
             rekey_after: REKEY_AFTER,
+            beat: now,
             seed,
         };
         Overlay::new(parameters, now)

@@ -13,7 +13,7 @@ use hyper_util::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Service, Shared};
-use crate::services::Probe;
+use crate::{clock, services::Probe};
 
 /// How long an upstream may take to come to others' notice, or to go from it.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
@@ -58,15 +58,14 @@ pub(super) async fn run(
     shared: Arc<Shared>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut due = tokio::time::interval(PROBE_EVERY);
-    due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut due = clock::beats(PROBE_EVERY);
     loop {
+        let probe = prober.probe(&service).await;
+        tracing::trace!(service = %service.config.name, ?probe, "probed");
+        shared.on_probe(&service, probe);
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             _ = due.tick() => {}
         }
-        let probe = prober.probe(&service).await;
-        tracing::trace!(service = %service.config.name, ?probe, "probed");
-        shared.on_probe(&service, probe);
     }
 }
