@@ -20,7 +20,7 @@ mod upstream;
 pub use admission::{Admission, Admit, Ticket};
 pub use capabilities::{Capabilities, Gpu, Machine};
 pub use health::{Probe, ServiceHealth};
-pub use io::{Handle, Permit, Refused, Reservation};
+pub use io::{Handle, Models, Permit, Refused, Reservation};
 pub use load::{Busy, load_of};
 pub use upstream::{BadUpstream, Upstream};
 use wiremesh_certs::ServiceName;

@@ -64,6 +64,9 @@ pub fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Handle> {
     Ok(handle)
 }
 
+/// Services and the names of the models that each serves.
+pub type Models = Arc<[(ServiceName, Arc<[String]>)]>;
+
 /// What other parts ask the services. Clones are the same services.
 #[derive(Clone)]
 pub struct Handle {
@@ -85,6 +88,7 @@ impl Handle {
             shared: Arc::new(Shared {
                 services,
                 offered: watch::Sender::new(Arc::from([])),
+                models: watch::Sender::new(Arc::from([])),
                 machine: Mutex::new((Arc::new(capabilities), 0.0)),
             }),
         }
@@ -98,6 +102,16 @@ impl Handle {
     /// Tells of every change of [`Handle::offered`].
     pub fn changes(&self) -> watch::Receiver<Arc<[ServiceName]>> {
         self.shared.offered.subscribe()
+    }
+
+    /// The models of each service, as its upstream lists them.
+    pub fn models(&self) -> Models {
+        self.shared.models.borrow().clone()
+    }
+
+    /// Tells of every change of [`Handle::models`].
+    pub fn models_changes(&self) -> watch::Receiver<Models> {
+        self.shared.models.subscribe()
     }
 
     /// Names of all configured services, up or not.
@@ -163,6 +177,16 @@ impl Handle {
     /// The machine was measured; `cpu` from 0 to 1.
     fn measured(&self, capabilities: Capabilities, cpu: f64) {
         *lock(&self.shared.machine) = (Arc::new(capabilities), cpu);
+    }
+
+    /// Says what a service serves without having asked its upstream, for tests that run no probes.
+    #[cfg(test)]
+    pub fn set_models(&self, service: &ServiceName, models: &[&str]) {
+        let names = models.iter().map(|model| (*model).to_owned()).collect();
+        self.shared.models.send_modify(|all| {
+            let others = all.iter().filter(|(name, _)| name != service).cloned();
+            *all = others.chain([(service.clone(), names)]).collect();
+        });
     }
 
     /// Marks a service as up without a probe, for tests that run no probes.
@@ -265,6 +289,7 @@ impl Drop for InLine {
 struct Shared {
     services: BTreeMap<ServiceName, Arc<Service>>,
     offered: watch::Sender<Arc<[ServiceName]>>,
+    models: watch::Sender<Models>,
     /// Capabilities, and the utilisation of the CPUs from 0 to 1.
     machine: Mutex<(Arc<Capabilities>, f64)>,
 }
