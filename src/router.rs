@@ -28,6 +28,7 @@ mod select;
 mod sse;
 mod tunnel;
 mod via;
+mod work;
 
 use std::{fmt, net::SocketAddr, sync::Arc};
 
@@ -43,6 +44,7 @@ pub use report::{DirectoryCounters, HealthReport, Report, Status, health_json, s
 pub use select::{Candidate, order};
 pub use via::{CallId, Via};
 use wiremesh_certs::{Load, NodeId, NodeName, NodeRecord, Offer, TunnelUrl, UnixTime, Verified};
+pub use work::{BadWork, MAX_REQUESTS, MAX_SERVICE_TIME_MS, MAX_WORK_BYTES, State, Work};
 
 /// How a request gets to the machine that answers it. Better ones first.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]

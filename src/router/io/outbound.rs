@@ -190,30 +190,40 @@ impl Shared {
 
     /// By a service of this node. Gives the request back if it was not executed, or may safely be again.
     async fn here(&self, outgoing: Outgoing, turn: Turn, in_flight: InFlight) -> Result<Answer, (Rest, NotHere)> {
-        let (service, reservation) = match self.reserve(&outgoing.needs.target) {
-            Ok(reserved) => reserved,
-            Err(services::Refused::NotOffered) => return Err(((outgoing, turn, in_flight), NotHere::NotOffered)),
-            Err(services::Refused::Full(after)) => return Err(((outgoing, turn, in_flight), NotHere::Full(after))),
-        };
-        let permit = reservation.ready().await;
-        let began_at = clock::now();
-        match self.to_upstream(&outgoing, permit.upstream()).await {
-            Ok(answer) => {
-                let way = Way {
-                    worker: self.worker_header.clone(),
-                    path: Path::Local,
-                    source: Source::Local,
-                    timing: Shared::timing("upstream", began_at),
-                };
-                let held = Held { permit: Some(permit), in_flight: Some(in_flight), ..Held::default() };
-                Ok(self.finish(outgoing, answer, held, turn, way))
-            }
-            Err(failed) => {
-                if failed.failure == Failure::ConnectionRefused {
-                    self.parts.services.on_unreachable(&service);
+        let mut place = self.reserve(&outgoing.needs.target);
+        loop {
+            let permit = match place {
+                Ok((service, reservation)) => reservation.ready().await.map(|permit| (service, permit)),
+                Err(refused) => Err(refused),
+            };
+            let (service, permit) = match permit {
+                Ok(permitted) => permitted,
+                Err(services::Refused::NotOffered) => return Err(((outgoing, turn, in_flight), NotHere::NotOffered)),
+                Err(services::Refused::Full(after)) => return Err(((outgoing, turn, in_flight), NotHere::Full(after))),
+            };
+            let began_at = clock::now();
+            let failed = match self.to_upstream(&outgoing, permit.upstream()).await {
+                Ok(answer) => {
+                    let way = Way {
+                        worker: self.worker_header.clone(),
+                        path: Path::Local,
+                        source: Source::Local,
+                        timing: Shared::timing("upstream", began_at),
+                    };
+                    let held = Held { permit: Some(permit), in_flight: Some(in_flight), ..Held::default() };
+                    return Ok(self.finish(outgoing, answer, held, turn, way));
                 }
-                Err(((outgoing, turn, in_flight), NotHere::Failed(failed)))
+                Err(failed) => failed,
+            };
+            if failed.failure == Failure::ConnectionRefused {
+                self.parts.services.on_unreachable(&service);
+                // Nothing was sent, and the upstream is being started again: the line waits for it.
+                if let Some(again) = permit.back_in_line() {
+                    place = Ok((service, again));
+                    continue;
+                }
             }
+            return Err(((outgoing, turn, in_flight), NotHere::Failed(failed)));
         }
     }
 
