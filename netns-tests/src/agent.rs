@@ -37,7 +37,7 @@ pub struct Agent {
     pub process: Option<Process>,
     /// What it offers, in the order of [`Agent::serving`].
     pub services: Vec<Service>,
-    offered: Vec<(String, usize)>,
+    offered: Vec<Offered>,
     tunnel: bool,
     dht: bool,
     called: Option<String>,
@@ -45,6 +45,15 @@ pub struct Agent {
     refused: Vec<Refused>,
     folder: PathBuf,
     place: Arc<Place>,
+}
+
+/// A service that it will offer.
+#[derive(Debug)]
+struct Offered {
+    name: String,
+    max_concurrency: usize,
+    /// With commas between them; none is a server that knows no models.
+    models: String,
 }
 
 impl Agent {
@@ -72,7 +81,13 @@ impl Agent {
 
     /// Like [`Agent::serving`], with at most so many requests at once.
     pub fn serving_at_once(mut self, service: &str, max_concurrency: usize) -> Agent {
-        self.offered.push((service.to_owned(), max_concurrency));
+        self.offered.push(Offered { name: service.to_owned(), max_concurrency, models: String::new() });
+        self
+    }
+
+    /// Like [`Agent::serving`], by an OpenAI-like server of these models.
+    pub fn serving_models(mut self, service: &str, models: &[&str]) -> Agent {
+        self.offered.push(Offered { name: service.to_owned(), max_concurrency: 64, models: models.join(",") });
         self
     }
 
@@ -117,8 +132,8 @@ impl Agent {
     /// Writes its configuration and starts its services, not the agent.
     pub fn prepare(mut self, token: &str) -> anyhow::Result<Agent> {
         fs::write(self.folder.join("token"), token)?;
-        for (port, (name, _)) in (FIRST_SERVICE_PORT..).zip(&self.offered) {
-            let service = Service::start(&self.node, name, port, &self.place.service, &self.folder)?;
+        for (port, Offered { name, models, .. }) in (FIRST_SERVICE_PORT..).zip(&self.offered) {
+            let service = Service::start(&self.node, name, port, models, &self.place.service, &self.folder)?;
             self.services.push(service);
         }
         fs::write(self.config(), self.configuration_file()?)?;
@@ -288,7 +303,7 @@ impl Agent {
         if self.tunnel {
             writeln!(text, "ingress = \"{ingress}\"\ntunnel_url = \"http://{ingress}\"")?;
         }
-        for ((service, max_concurrency), running) in self.offered.iter().zip(&self.services) {
+        for (Offered { name: service, max_concurrency, .. }, running) in self.offered.iter().zip(&self.services) {
             let upstream = running.url();
             writeln!(text, "\n[[service]]\nname = {service:?}\nupstream = {upstream:?}\nhealth = \"/alive\"")?;
             writeln!(text, "max_concurrency = {max_concurrency}\nqueue = 256")?;

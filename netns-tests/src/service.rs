@@ -30,9 +30,19 @@ pub struct Executions {
 }
 
 impl Service {
-    pub(crate) fn start(node: &Node, name: &str, port: u16, program: &Path, folder: &Path) -> anyhow::Result<Service> {
+    pub(crate) fn start(
+        node: &Node,
+        name: &str,
+        port: u16,
+        models: &str,
+        program: &Path,
+        folder: &Path,
+    ) -> anyhow::Result<Service> {
         let mut command = node.command(program)?;
         command.args(["--listen", &format!("127.0.0.1:{port}"), "--who", node.name(), "--service", name]);
+        if !models.is_empty() {
+            command.args(["--models", models]);
+        }
         let mut process = Process::start(&format!("service {name}"), command, &folder.join(format!("{name}.log")))?;
         eventually("the service listens", LIMIT, || {
             process.expect_running()?;

@@ -23,6 +23,8 @@ use super::entry::Entry;
 
 /// An answer younger than this is not asked for again.
 pub const FRESH_FOR: Duration = Duration::from_secs(60);
+/// Who serves any model at all is asked for to be shown, and sooner again: a list is expected to have what just came.
+pub const LIST_FRESH_FOR: Duration = Duration::from_secs(10);
 /// A service nobody offers, or nobody could be asked about, is asked for again after this: workers join all the time.
 pub const MISSING_FOR: Duration = Duration::from_secs(5);
 /// A worker that failed is not brought back for so long by the very record that named it; by a later one at once.
@@ -144,7 +146,7 @@ impl Fingers {
         let next = LookupId(self.last_lookup + 1);
         let Some(finger) = self.offers.get_mut(offer) else { return Asked::Nobody };
         finger.used_at = now;
-        let asked = finger.ask(next, unix, now);
+        let asked = finger.ask(next, fresh_for(offer), unix, now);
         match &asked {
             Asked::Now(_, behind) => {
                 self.counters.cache_hits += 1;
@@ -254,11 +256,11 @@ impl Finger {
         }
     }
 
-    fn ask(&mut self, next: LookupId, unix: UnixTime, now: Instant) -> Asked {
+    fn ask(&mut self, next: LookupId, fresh_for: Duration, unix: UnixTime, now: Instant) -> Asked {
         let may_look = self.not_before.is_none_or(|not_before| not_before <= now);
         let age = self.learnt_at.map(|at| now.saturating_duration_since(at));
         if let Some(answer) = self.answer(Source::Cache, now, |entry| !entry.is_expired(unix)) {
-            let behind = age.is_none_or(|age| age >= FRESH_FOR) && may_look && self.pending.is_none();
+            let behind = age.is_none_or(|age| age >= fresh_for) && may_look && self.pending.is_none();
             self.pending = if behind { Some(next) } else { self.pending };
             return Asked::Now(answer, behind.then_some(next));
         }
@@ -333,6 +335,13 @@ impl Finger {
         let workers: Vec<Entry> = self.workers.values().filter(|entry| offered(entry)).cloned().collect();
         let age = self.learnt_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
         (!workers.is_empty()).then_some(Answer { workers, source, age })
+    }
+}
+
+fn fresh_for(offer: &Offer) -> Duration {
+    match offer {
+        Offer::Service(_) | Offer::Model(_) => FRESH_FOR,
+        Offer::AnyModel => LIST_FRESH_FOR,
     }
 }
 

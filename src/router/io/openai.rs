@@ -34,6 +34,8 @@ use crate::{
 
 /// What others serve is asked again when this old.
 const LISTED_FOR: Duration = Duration::from_secs(10);
+/// The same if nobody serves anything: that changes as the first worker joins.
+const NOBODY_FOR: Duration = Duration::from_secs(2);
 /// How long one worker has to tell what it serves.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// How long all of them have; who has not answered then is listed as before.
@@ -205,7 +207,7 @@ impl Shared {
         let mut known = self.models.0.lock().await;
         let now = clock::now();
         if let Some((at, others)) = &*known
-            && now.saturating_duration_since(*at) < LISTED_FOR
+            && now.saturating_duration_since(*at) < if others.is_empty() { NOBODY_FOR } else { LISTED_FOR }
         {
             return others.clone();
         }

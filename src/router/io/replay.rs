@@ -91,19 +91,21 @@ impl Replay {
             let Some(piece) = std::future::poll_fn(|context| lock(state).poll_ahead(context)).await? else {
                 return Ok(None);
             };
-            if let Some(seen) = look(&piece) {
-                return Ok(Some(seen));
-            }
-            let (has_room, bytes) = {
-                let state = lock(state);
-                (state.room.is_some(), state.ahead_bytes)
+            let seen = look(&piece);
+            let wanted = {
+                let mut state = lock(state);
+                if seen.is_some() {
+                    state.give_back_room();
+                    return Ok(seen);
+                }
+                if state.ahead_bytes >= MAX_AHEAD_BYTES {
+                    return Ok(None);
+                }
+                (state.ahead_bytes > REPLAY_BUFFER_BYTES && state.room.is_none()).then(|| state.most_ahead())
             };
-            if bytes >= MAX_AHEAD_BYTES {
-                return Ok(None);
-            }
-            if bytes > REPLAY_BUFFER_BYTES && !has_room {
+            if let Some(wanted) = wanted {
                 // All at once: who waits here holds nothing that another waits for.
-                let all = room.clone().acquire_many_owned(MAX_AHEAD_BYTES as u32).await;
+                let all = room.clone().acquire_many_owned(wanted as u32).await;
                 lock(state).room = all.ok();
             }
         }
@@ -168,6 +170,20 @@ impl State {
                 Ok(None)
             }
         })
+    }
+
+    /// What may come to be ahead, as far as the body says how long it is.
+    fn most_ahead(&self) -> usize {
+        let left = self.source.as_ref().map_or(Some(0), |source| source.size_hint().upper());
+        let left = left.and_then(|left| usize::try_from(left).ok()).unwrap_or(MAX_AHEAD_BYTES);
+        self.ahead_bytes.saturating_add(left).min(MAX_AHEAD_BYTES)
+    }
+
+    /// Nothing more will be read ahead.
+    fn give_back_room(&mut self) {
+        if let Some(room) = &mut self.room {
+            drop(room.split(room.num_permits().saturating_sub(self.ahead_bytes)));
+        }
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {

@@ -10,7 +10,10 @@
 //! | `/sse?every_ms=50&count=N` | N events `tick I` |
 //! | `/slow?ms=N` | who answered, after N ms |
 //! | `/status?code=N` | who answered, with that status |
+//! | `/v1/models` and a few calls below `/v1/` | as OpenAI's API, with `--models` |
 //! | anything else | who answered, and what was asked |
+
+mod openai;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -30,7 +33,7 @@ use axum::{
         IntoResponse, Response,
         sse::{Event, Sse},
     },
-    routing::{any, get},
+    routing::{any, get, post},
 };
 use clap::Parser;
 use futures::{Stream, StreamExt, stream};
@@ -51,22 +54,32 @@ struct Arguments {
     /// The service it answers for.
     #[arg(long)]
     service: String,
+    /// The models it serves, as an OpenAI-like server.
+    #[arg(long, value_delimiter = ',')]
+    models: Vec<String>,
 }
 
 /// Who this is and what it did.
 struct Server {
     who: String,
     service: String,
+    models: Vec<String>,
     executed: Mutex<BTreeMap<String, u64>>,
+}
+
+impl Server {
+    /// Whether the model that a request names is one of ours.
+    fn serves(&self, asked: &Value) -> bool {
+        self.models.iter().any(|model| asked["model"] == model.as_str())
+    }
 }
 
 type Parameters = Query<HashMap<String, u64>>;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
-    let server =
-        Arc::new(Server { who: arguments.who, service: arguments.service, executed: Mutex::new(BTreeMap::new()) });
+    let Arguments { listen, who, service, models } = Arguments::parse();
+    let server = Arc::new(Server { who, service, models, executed: Mutex::new(BTreeMap::new()) });
     let counted = Router::new()
         .route("/echo", any(async |body: Body| body))
         .route("/upload", any(upload))
@@ -74,10 +87,18 @@ async fn main() -> anyhow::Result<()> {
         .route("/sse", any(ticks))
         .route("/slow", any(slow))
         .route("/status", any(status))
+        .route("/v1/chat/completions", post(openai::chat))
+        .route("/v1/embeddings", post(openai::embeddings))
+        .route("/v1/audio/transcriptions", post(openai::transcriptions))
+        .route("/v1/realtime", get(openai::realtime))
         .fallback(answer)
         .layer(middleware::from_fn_with_state(server.clone(), count));
-    let app = counted.route("/alive", get(async || "alive")).route("/count", get(executions)).with_state(server);
-    let listener = tokio::net::TcpListener::bind(arguments.listen).await?;
+    let app = counted
+        .route("/alive", get(async || "alive"))
+        .route("/count", get(executions))
+        .route("/v1/models", get(openai::models))
+        .with_state(server);
+    let listener = tokio::net::TcpListener::bind(listen).await?;
     axum::serve(listener, app).await?;
     Ok(())
 }
