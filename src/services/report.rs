@@ -34,6 +34,17 @@ pub enum ServiceState {
     Draining,
 }
 
+impl ServiceState {
+    /// In one word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ServiceState::Ready => "ready",
+            ServiceState::Loading => "loading",
+            ServiceState::Draining => "draining",
+        }
+    }
+}
+
 impl ServiceReport {
     /// Of the requests at our door, what the upstream said last, and how busy the machine is.
     pub fn of(admission: &Admission, reading: Option<Reading>, busy: Busy, state: ServiceState) -> ServiceReport {

@@ -182,32 +182,4 @@ impl Polling {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_an_upstream_does_not_have_is_not_asked_again() {
-        let mut polling = Polling::default();
-        assert!(polling.is_worth_it(Kind::LlamaCpp));
-
-        polling.strike(0);
-        polling.strike(1);
-        assert!(polling.is_worth_it(Kind::LlamaCpp) && polling.is_struck(1) && !polling.is_struck(2));
-        polling.strike(2);
-
-        assert!(!polling.is_worth_it(Kind::LlamaCpp));
-        assert!(!Polling::default().is_worth_it(Kind::Ollama));
-    }
-
-    #[test]
-    fn the_last_figures_stand_for_a_few_polls_without_an_answer() {
-        let mut polling = Polling::default();
-        let reading = Reading { running: Some(3), ..Reading::default() };
-
-        assert_eq!(polling.on_reading(Reading::default()), None);
-        assert_eq!(polling.on_reading(reading), Some(reading));
-        let after: Vec<_> = (0..MISSES).map(|_| polling.on_reading(Reading::default())).collect();
-
-        assert_eq!(after, [Some(reading), Some(reading), None]);
-    }
-}
+mod tests;
