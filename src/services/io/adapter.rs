@@ -27,6 +27,8 @@ use crate::{
 const POLL_EVERY: Duration = Duration::from_secs(2);
 /// Models come and go seldom.
 const POLLS_PER_LISTING: u32 = 15;
+/// An upstream that is up and cannot say what it is is asked so often, then taken for what it says without that.
+const RECOGNISE_TRIES: u32 = 5;
 /// After so many polls in a row without an answer the last one says nothing any more.
 const MISSES: u32 = 3;
 
@@ -66,13 +68,17 @@ impl Known<'_> {
         let mut due = clock::beats(POLL_EVERY);
         let kind = match self.service.config.kind {
             Some(kind) => kind,
-            None => loop {
-                if let Some(kind) = self.recognise().await {
-                    tracing::debug!(service = %self.service.config.name, kind = kind.as_str(), "upstream recognised");
-                    break kind;
+            None => {
+                let mut tries = 1;
+                loop {
+                    if let Some(kind) = self.recognise(tries == RECOGNISE_TRIES).await {
+                        tracing::debug!(service = %self.service.config.name, kind = kind.as_str(), "upstream recognised");
+                        break kind;
+                    }
+                    due.tick().await;
+                    tries += 1;
                 }
-                due.tick().await;
-            },
+            }
         };
         self.shared.on_kind(self.service, self.life_number, kind);
         let mut polling = Polling::default();
@@ -92,16 +98,16 @@ impl Known<'_> {
         }
     }
 
-    /// `None` if the upstream cannot say yet.
-    async fn recognise(&self) -> Option<Kind> {
+    /// `None` if the upstream cannot say yet, and this is not the `last` time that it is asked.
+    async fn recognise(&self, last: bool) -> Option<Kind> {
         for (path, tells) in RECOGNISED_BY {
             match self.ask(path, None).await {
                 Said::Text(text) => match tells(&text) {
                     Some(kind) => return Some(kind),
                     None => continue,
                 },
-                Said::Nothing => continue,
-                Said::NotNow => return None,
+                Said::NotNow if !last => return None,
+                Said::Nothing | Said::NotNow => continue,
             }
         }
         Some(Kind::Generic)
