@@ -34,7 +34,7 @@ use std::{fmt, net::SocketAddr, sync::Arc};
 pub use calls::{Calls, MAX_CALLS, REMEMBER_CALLS_FOR};
 pub use counters::Counters;
 use futures::future::BoxFuture;
-pub use health::Health;
+pub use health::{Cause, Health, Trouble};
 pub use needs::{BadPath, Needs};
 pub use plan::{Failure, MAX_ATTEMPTS, Next, Plan};
 pub use refusal::{Executed, Refusal};
