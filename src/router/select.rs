@@ -153,8 +153,9 @@ pub fn select(
         _ => None,
     });
     let full_for = full.min();
+    let quiet = is_quiet(&all);
+    let spills = !quiet && spills(&all);
     all.retain(|way| !matches!(way.excluded, Some(Excluded::Full(_))));
-    let (quiet, spills) = (is_quiet(&all), spills(&all));
     all.shuffle(rng);
     all.sort_by_key(|way| way.class(spills));
 
@@ -175,9 +176,8 @@ pub fn select(
 /// All ways to all workers, those that come first in front, with the reasons of those that do not.
 pub fn explain(asked: &Asked<'_>, fleet: &mut Fleet, health: &mut Health, now: Instant) -> Vec<Considered> {
     let mut all = consider(asked, fleet, health, now);
-    let able: Vec<Considered> =
-        all.iter().filter(|way| !matches!(way.excluded, Some(Excluded::Full(_)))).copied().collect();
-    let (quiet, spills) = (is_quiet(&able), spills(&able));
+    let quiet = is_quiet(&all);
+    let spills = !quiet && spills(&all);
     all.sort_by(|a, b| {
         let of = |way: &Considered| (matches!(way.excluded, Some(Excluded::Full(_))), way.class(spills));
         let goodness = if quiet { a.candidate.load.cmp(&b.candidate.load) } else { a.total().total_cmp(&b.total()) };
@@ -226,6 +226,10 @@ fn consider(asked: &Asked<'_>, fleet: &mut Fleet, health: &mut Health, now: Inst
     let mut all = Vec::with_capacity(asked.workers.len() * 2);
     for (index, (worker, view)) in asked.workers.iter().zip(&views).enumerate() {
         let state = fleet::state(view);
+        // As far as no report tells, it is as busy as its record says.
+        let recorded = (1.0 - view.trust) * worker.load.share() * typical.capacity;
+        let mut scored = *view;
+        scored.estimate = scored.estimate.max(recorded);
         let mut add = |path| {
             let ejected = health.standing((worker.id, path), now);
             let excluded = match (view.full_for, ejected, state) {
@@ -238,11 +242,11 @@ fn consider(asked: &Asked<'_>, fleet: &mut Fleet, health: &mut Health, now: Inst
             let failures = view.failures + view.path_failures(path);
             all.push(Considered {
                 candidate: Candidate { ejected, path, load: view.load.unwrap_or(worker.load), worker: index },
-                score: Score::of(view, path, state, typical),
+                score: Score::of(&scored, path, state, typical),
                 own: view.own,
                 report_age: view.report.map(|(_, age)| age),
                 excluded,
-                quiet: view.is_idle() && failures < FORGOTTEN && state != State::Loading,
+                quiet: view.is_idle() && view.full_for.is_none() && failures < FORGOTTEN && state != State::Loading,
             });
         };
         if asked.overlay && worker.overlay.is_some() {
@@ -286,8 +290,7 @@ fn spills(all: &[Considered]) -> bool {
         let ways = all.iter().filter(|way| way.excluded.is_none() && way.candidate.path == path);
         ways.map(Considered::total).min_by(f64::total_cmp)
     };
-    !is_quiet(all)
-        && best(Path::Overlay).zip(best(Path::Tunnel)).is_some_and(|(overlay, tunnel)| overlay > SPILL * tunnel)
+    best(Path::Overlay).zip(best(Path::Tunnel)).is_some_and(|(overlay, tunnel)| overlay > SPILL * tunnel)
 }
 
 /// Draws from the first three, again and again, until all are in order.

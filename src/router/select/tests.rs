@@ -118,6 +118,14 @@ fn a_loaded_mesh_is_shared_50_30_20_by_score_and_nobody_over_twice_the_best_is_d
 }
 
 #[test]
+fn who_sent_no_report_is_as_busy_as_its_record_says() {
+    let mut mesh = Mesh::of(&[100, 0, 0]);
+    mesh.reports(1, 1, 0);
+
+    assert_shares(&mesh.first_of(20_000), &[0.0, 0.375, 0.625]);
+}
+
+#[test]
 fn of_many_loaded_workers_only_five_are_looked_at() {
     let mut mesh = Mesh::of(&[0; 20]);
     mesh.reports(19, 1, 0);
