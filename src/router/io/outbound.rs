@@ -185,30 +185,41 @@ impl Shared {
 
     /// By a service of this node. Gives the request back if it was not executed, or may safely be again.
     async fn here(&self, outgoing: Outgoing, turn: Turn, in_flight: InFlight) -> Result<Answer, (Rest, NotHere)> {
-        let reservation = match self.parts.services.reserve(&outgoing.needs.service) {
-            Ok(reservation) => reservation,
-            Err(services::Refused::NotOffered) => return Err(((outgoing, turn, in_flight), NotHere::NotOffered)),
-            Err(services::Refused::Full(after)) => return Err(((outgoing, turn, in_flight), NotHere::Full(after))),
-        };
-        let permit = reservation.ready().await;
-        let began_at = clock::now();
-        match self.to_upstream(&outgoing, permit.upstream()).await {
-            Ok(answer) => {
-                let way = Way {
-                    worker: self.worker_header.clone(),
-                    path: Path::Local,
-                    source: Source::Local,
-                    timing: Shared::timing("upstream", began_at),
-                };
-                let held = Held { permit: Some(permit), in_flight: Some(in_flight), ..Held::default() };
-                Ok(self.finish(outgoing, answer, held, turn, way))
-            }
-            Err(failed) => {
-                if failed.failure == Failure::ConnectionRefused {
-                    self.parts.services.on_unreachable(&outgoing.needs.service);
+        let service = &outgoing.needs.service;
+        let mut place = self.parts.services.reserve(service);
+        loop {
+            let permit = match place {
+                Ok(reservation) => reservation.ready().await,
+                Err(refused) => Err(refused),
+            };
+            let permit = match permit {
+                Ok(permit) => permit,
+                Err(services::Refused::NotOffered) => return Err(((outgoing, turn, in_flight), NotHere::NotOffered)),
+                Err(services::Refused::Full(after)) => return Err(((outgoing, turn, in_flight), NotHere::Full(after))),
+            };
+            let began_at = clock::now();
+            let failed = match self.to_upstream(&outgoing, permit.upstream()).await {
+                Ok(answer) => {
+                    let way = Way {
+                        worker: self.worker_header.clone(),
+                        path: Path::Local,
+                        source: Source::Local,
+                        timing: Shared::timing("upstream", began_at),
+                    };
+                    let held = Held { permit: Some(permit), in_flight: Some(in_flight), ..Held::default() };
+                    return Ok(self.finish(outgoing, answer, held, turn, way));
                 }
-                Err(((outgoing, turn, in_flight), NotHere::Failed(failed)))
+                Err(failed) => failed,
+            };
+            if failed.failure == Failure::ConnectionRefused {
+                self.parts.services.on_unreachable(service);
+                // Nothing was sent, and the upstream is being started again: the line waits for it.
+                if let Some(again) = permit.back_in_line() {
+                    place = Ok(again);
+                    continue;
+                }
             }
+            return Err(((outgoing, turn, in_flight), NotHere::Failed(failed)));
         }
     }
 
