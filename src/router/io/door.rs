@@ -18,7 +18,7 @@ use super::{
     Router, Shared,
     answer::{Answer, AnswerBody, refuse},
     believed::Believed,
-    lock,
+    lock, openai,
     outbound::Whence,
     serve::Connections,
 };
@@ -32,7 +32,7 @@ use crate::{
     services,
 };
 
-/// What is called below this goes to a service; everything else is a page.
+/// What is called below this goes to a service, as does what names a model; everything else is a page.
 const SERVICES: &str = "/service/";
 
 /// The key that local clients show. Compared by hash: how long that takes says nothing about the key.
@@ -86,7 +86,12 @@ impl Router {
 
     fn surface(&self, door: Door, report: Arc<dyn Report>, more: Pages) -> Surface {
         let shared = self.shared.clone();
+        let whence = match door {
+            Door::Local(_) => Whence::Client,
+            Door::Overlay(_) | Door::Ingress(_) => Whence::Member,
+        };
         let pages = pages(shared.clone(), report)
+            .merge(openai::pages(shared.clone(), whence))
             .merge(more)
             .fallback(async |asked: axum::extract::Request| no_page(&Refusal::NotFound, &asked))
             .method_not_allowed_fallback(async |asked: axum::extract::Request| no_page(&Refusal::Method, &asked));
@@ -101,7 +106,7 @@ impl Surface {
             Ok(believed) => believed,
             Err(refusal) => return self.keep_out(&refusal, &request, peer),
         };
-        if request.uri().path().starts_with(SERVICES) {
+        if request.uri().path().starts_with(SERVICES) || openai::is_call(&request) {
             return self.answer_call(request, believed).await;
         }
         let id = self.shared.request_id(request.headers());

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use serde_json::{Value, json};
-use wiremesh_certs::ServiceName;
+use wiremesh_certs::{Offer, ServiceName};
 
 use super::{
     Shared,
@@ -19,7 +19,8 @@ use super::{
 use crate::{
     clock,
     router::{
-        CallId, Candidate, Failure, Found, Needs, Next, Path, Plan, Refusal, Source, Via, Worker, headers, order, sse,
+        CallId, Candidate, Failure, Found, Needs, Next, Path, Plan, Refusal, Source, Target, Trouble, Via, Worker,
+        headers, order, sse,
     },
     services,
 };
@@ -53,7 +54,7 @@ impl Drop for Ending<'_> {
 }
 
 impl Shared {
-    /// Answers a request below `/service/`. The door has checked who asks.
+    /// Answers a request for a service or a model. The door has checked who asks.
     pub(super) async fn answer_call(
         self: &Arc<Shared>,
         request: Request<Incoming>,
@@ -102,11 +103,16 @@ impl Shared {
             return Err(Refusal::HeadersTooLarge);
         }
         let asked = request.uri().path_and_query().cloned().ok_or(Refusal::NotFound)?;
-        let needs = Needs::of(request.method(), &asked).ok_or(Refusal::NotFound)??;
+        let needs = Needs::of(request.method(), &asked).transpose()?;
         let forwarded = self.read_via(&request)?;
         let upgrade = headers::upgrade(request.headers());
         let turn = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         let (mut parts, body) = request.into_parts();
+        let replay = Replay::new(body);
+        let needs = match needs {
+            Some(needs) => needs,
+            None => self.needs_of_model(&parts, &asked, &replay).await?,
+        };
 
         headers::strip_hop_by_hop(&mut parts.headers);
         headers::strip_ours(&mut parts.headers, None);
@@ -123,7 +129,7 @@ impl Shared {
             upgrade,
             arrived_at,
             to_client,
-            replay: Replay::new(body),
+            replay,
         };
         let turn = turn.zip(parts.extensions.get::<Connections>().cloned());
         let in_flight = InFlight::new(&self.counters.in_flight);
@@ -150,18 +156,18 @@ impl Shared {
 
     /// A request from another agent: answered here or not at all.
     async fn only_here(&self, outgoing: Outgoing, turn: Turn, in_flight: InFlight) -> Result<Answer, Refusal> {
-        let service = outgoing.needs.service.clone();
+        let target = outgoing.needs.target.clone();
         match self.here(outgoing, turn, in_flight).await {
             Ok(answer) => {
                 self.counters.inbound.inc();
                 Ok(answer)
             }
-            Err((_, NotHere::NotOffered)) => Err(Refusal::ServiceNotFound(service)),
+            Err((_, NotHere::NotOffered)) => Err(Shared::nobody(&target, Vec::new())),
             Err((_, NotHere::Full(retry_after))) => Err(Refusal::Full(retry_after)),
             Err((_, NotHere::Failed(Failed { failure: Failure::Uncertain, why, .. }))) => {
                 Err(Refusal::Interrupted(why))
             }
-            Err((_, NotHere::Failed(failed))) => Err(Refusal::NobodyReached { service, why: failed.why }),
+            Err((_, NotHere::Failed(failed))) => Err(Refusal::NobodyReached { target, why: failed.why }),
         }
     }
 
@@ -184,15 +190,14 @@ impl Shared {
 
     /// By a service of this node. Gives the request back if it was not executed, or may safely be again.
     async fn here(&self, outgoing: Outgoing, turn: Turn, in_flight: InFlight) -> Result<Answer, (Rest, NotHere)> {
-        let service = &outgoing.needs.service;
-        let mut place = self.parts.services.reserve(service);
+        let mut place = self.reserve(&outgoing.needs.target);
         loop {
             let permit = match place {
-                Ok(reservation) => reservation.ready().await,
+                Ok((service, reservation)) => reservation.ready().await.map(|permit| (service, permit)),
                 Err(refused) => Err(refused),
             };
-            let permit = match permit {
-                Ok(permit) => permit,
+            let (service, permit) = match permit {
+                Ok(permitted) => permitted,
                 Err(services::Refused::NotOffered) => return Err(((outgoing, turn, in_flight), NotHere::NotOffered)),
                 Err(services::Refused::Full(after)) => return Err(((outgoing, turn, in_flight), NotHere::Full(after))),
             };
@@ -211,10 +216,10 @@ impl Shared {
                 Err(failed) => failed,
             };
             if failed.failure == Failure::ConnectionRefused {
-                self.parts.services.on_unreachable(service);
+                self.parts.services.on_unreachable(&service);
                 // Nothing was sent, and the upstream is being started again: the line waits for it.
                 if let Some(again) = permit.back_in_line() {
-                    place = Ok(again);
+                    place = Ok((service, again));
                     continue;
                 }
             }
@@ -224,7 +229,7 @@ impl Shared {
 
     /// Who would be asked for `service`, in order, and why. Sends nothing to anybody but the directory.
     pub(super) async fn explain(&self, service: &ServiceName) -> Value {
-        let found = self.find(service).await;
+        let found = self.find(&Offer::Service(service.clone())).await;
         let here = self.parts.services.offered().contains(service);
         let source = if here { Source::Local } else { found.source };
         let now = clock::unix();
@@ -240,8 +245,8 @@ impl Shared {
         json!({"service": service.as_str(), "source": source.as_str(), "ways": local.into_iter().chain(ways).collect::<Vec<_>>()})
     }
 
-    async fn find(&self, service: &ServiceName) -> Found {
-        let finding = tokio::time::timeout(FIND_TIMEOUT, self.parts.directory.find(service));
+    pub(super) async fn find(&self, offer: &Offer) -> Found {
+        let finding = tokio::time::timeout(FIND_TIMEOUT, self.parts.directory.find(offer));
         let mut found = finding.await.unwrap_or(Found { workers: Vec::new(), source: Source::Http });
         found.workers.retain(|worker| worker.name != self.parts.name);
         found.workers.truncate(MAX_WORKERS);
@@ -249,9 +254,12 @@ impl Shared {
     }
 
     /// By another worker.
-    async fn elsewhere(&self, (outgoing, turn, in_flight): Rest, not_here: NotHere) -> Result<Answer, Refusal> {
-        let service = &outgoing.needs.service;
-        let found = self.find(service).await;
+    async fn elsewhere(&self, (mut outgoing, turn, in_flight): Rest, not_here: NotHere) -> Result<Answer, Refusal> {
+        if let Target::Model(model) = &outgoing.needs.target {
+            outgoing.headers.insert(headers::MODEL, model.header());
+        }
+        let target = &outgoing.needs.target;
+        let found = self.find_target(target).await;
         let mut plan = Plan::new(self.candidates(&found.workers), outgoing.needs.repeatable);
         if matches!(&not_here, NotHere::Failed(Failed { failure: Failure::Uncertain, .. })) {
             plan = plan.after_us();
@@ -271,7 +279,7 @@ impl Shared {
             let began_at = clock::now();
             let failed = match self.attempt(&outgoing, worker, tried.path).await {
                 Ok((answer, held)) => {
-                    self.health().on_success((worker.id, tried.path));
+                    self.health().on_success((worker.id, tried.path), clock::now());
                     self.counters.forwarded.inc();
                     if tried.path == Path::Tunnel {
                         self.counters.forwarded_by_tunnel.inc();
@@ -301,8 +309,8 @@ impl Shared {
         Err(match (tried, full, why) {
             (Next::Uncertain, _, why) => Refusal::Interrupted(why.unwrap_or_default()),
             (_, Some(retry_after), _) => Refusal::Full(retry_after),
-            (_, None, Some(why)) => Refusal::NobodyReached { service: service.clone(), why },
-            (_, None, None) => Refusal::ServiceNotFound(service.clone()),
+            (_, None, Some(why)) => Refusal::NobodyReached { target: target.clone(), why },
+            (_, None, None) => self.nobody_but(target).await,
         })
     }
 
@@ -348,7 +356,10 @@ impl Shared {
         let mut health = self.health();
         let is_lost = if failed.on_the_way {
             let now = clock::now();
-            health.on_failure(worker, path, now);
+            // What broke may have broken because nobody was there any more.
+            let refused = failed.failure == Failure::ConnectionRefused;
+            let trouble = if refused { Trouble::Refused } else { Trouble::Silent };
+            health.on_failure(worker, path, trouble, now, &mut *lock(&self.rng));
             self.ejected.notify_one();
             let other = match path {
                 Path::Tunnel => worker.overlay.is_some().then_some(Path::Overlay),
@@ -361,7 +372,7 @@ impl Shared {
         };
         drop(health);
         if is_lost {
-            self.parts.directory.forget(&outgoing.needs.service, &worker.id);
+            self.parts.directory.forget(&outgoing.needs.target.offer(), &worker.id);
         }
     }
 

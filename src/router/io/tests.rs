@@ -3,5 +3,6 @@
 mod answers;
 mod doors;
 mod mesh;
+mod models;
 mod streams;
 mod workers;
