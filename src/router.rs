@@ -16,6 +16,7 @@
 
 mod calls;
 mod counters;
+mod fleet;
 mod headers;
 mod health;
 pub mod io;
@@ -24,6 +25,7 @@ mod openai;
 mod plan;
 mod refusal;
 mod report;
+mod score;
 mod select;
 mod sse;
 mod tunnel;
@@ -34,14 +36,16 @@ use std::{fmt, net::SocketAddr, sync::Arc};
 
 pub use calls::{Calls, MAX_CALLS, REMEMBER_CALLS_FOR};
 pub use counters::Counters;
+pub use fleet::{Blame, Dispatch, Ended, Fleet, View};
 use futures::future::BoxFuture;
-pub use health::Health;
+pub use health::{Cause, Health, Trouble};
 pub use needs::{BadPath, Needs, Target};
 pub use openai::{BadModel, MAX_MODEL_BYTES, ModelName};
 pub use plan::{Failure, MAX_ATTEMPTS, Next, Plan};
 pub use refusal::{Executed, Refusal};
 pub use report::{DirectoryCounters, HealthReport, Report, Status, health_json, stats_json};
-pub use select::{Candidate, order};
+pub use score::Score;
+pub use select::{Affinity, Asked, Candidate, Considered, Excluded, Selection, explain, order, select};
 pub use via::{CallId, Via};
 use wiremesh_certs::{Load, NodeId, NodeName, NodeRecord, Offer, TunnelUrl, UnixTime, Verified};
 pub use work::{BadWork, MAX_REQUESTS, MAX_SERVICE_TIME_MS, MAX_WORK_BYTES, State, Work};

@@ -303,10 +303,12 @@ impl Agent {
         if self.tunnel {
             writeln!(text, "ingress = \"{ingress}\"\ntunnel_url = \"http://{ingress}\"")?;
         }
-        for (Offered { name: service, max_concurrency, .. }, running) in self.offered.iter().zip(&self.services) {
+        for (Offered { name: service, max_concurrency, models }, running) in self.offered.iter().zip(&self.services) {
             let upstream = running.url();
             writeln!(text, "\n[[service]]\nname = {service:?}\nupstream = {upstream:?}\nhealth = \"/alive\"")?;
-            writeln!(text, "max_concurrency = {max_concurrency}\nqueue = 256")?;
+            // Nothing but what a story asks for is to be counted there.
+            let kind = if models.is_empty() { "generic" } else { "openai" };
+            writeln!(text, "kind = {kind:?}\nmax_concurrency = {max_concurrency}\nqueue = 256")?;
         }
         writeln!(text, "\n{}", self.configuration)?;
         Ok(text)

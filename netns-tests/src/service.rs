@@ -1,6 +1,11 @@
-//! The services that the lab's workers offer: `src/bin/service.rs`, one process each.
+//! The services that the lab's workers offer: `src/bin/service/`, one process each.
 
-use std::{collections::BTreeMap, net::TcpStream, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::TcpStream,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Context;
 use reqwest::Method;
@@ -18,6 +23,10 @@ pub struct Service {
     pub process: Process,
     node: Node,
     port: u16,
+    name: String,
+    models: String,
+    program: PathBuf,
+    folder: PathBuf,
 }
 
 /// What a service has done since it started.
@@ -38,18 +47,26 @@ impl Service {
         program: &Path,
         folder: &Path,
     ) -> anyhow::Result<Service> {
-        let mut command = node.command(program)?;
-        command.args(["--listen", &format!("127.0.0.1:{port}"), "--who", node.name(), "--service", name]);
-        if !models.is_empty() {
-            command.args(["--models", models]);
-        }
-        let mut process = Process::start(&format!("service {name}"), command, &folder.join(format!("{name}.log")))?;
+        let process = launch(node, name, port, models, program, folder)?;
+        let (name, models) = (name.to_owned(), models.to_owned());
+        let (program, folder) = (program.to_owned(), folder.to_owned());
+        let mut service = Service { process, node: node.clone(), port, name, models, program, folder };
+        service.wait_listening()?;
+        Ok(service)
+    }
+
+    /// Starts it again after it has ended.
+    pub fn start_again(&mut self) -> anyhow::Result<()> {
+        self.process = launch(&self.node, &self.name, self.port, &self.models, &self.program, &self.folder)?;
+        self.wait_listening()
+    }
+
+    fn wait_listening(&mut self) -> anyhow::Result<()> {
         eventually("the service listens", LIMIT, || {
-            process.expect_running()?;
-            node.run(|| TcpStream::connect(("127.0.0.1", port)))??;
+            self.process.expect_running()?;
+            self.node.run(|| TcpStream::connect(("127.0.0.1", self.port)))??;
             Ok(())
-        })?;
-        Ok(Service { process, node: node.clone(), port })
+        })
     }
 
     /// Where it listens, on its node.
@@ -62,4 +79,13 @@ impl Service {
         let url = format!("{}/count", self.url());
         fetch(&self.node, Method::GET, &url, &[], "", LIMIT)?.json().context("asking a service what it did")
     }
+}
+
+fn launch(node: &Node, name: &str, port: u16, models: &str, program: &Path, folder: &Path) -> anyhow::Result<Process> {
+    let mut command = node.command(program)?;
+    command.args(["--listen", &format!("127.0.0.1:{port}"), "--who", node.name(), "--service", name]);
+    if !models.is_empty() {
+        command.args(["--models", models]);
+    }
+    Process::start(&format!("service {name}"), command, &folder.join(format!("{name}.log")))
 }

@@ -139,7 +139,7 @@ fn openais_own_client_is_content() {
         let script = lab.folder("client")?.join("client.py");
         fs::write(&script, CLIENT)?;
 
-        let mut command = caller.node.command(&python())?;
+        let mut command = caller.node.command(python())?;
         let output = command.arg(&script).output()?;
 
         anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -19,8 +19,8 @@ use super::{
 use crate::{
     clock,
     router::{
-        CallId, Candidate, Failure, Found, Needs, Next, Path, Plan, Refusal, Source, Target, Via, Worker, headers,
-        order, sse,
+        CallId, Candidate, Failure, Found, Needs, Next, Path, Plan, Refusal, Source, Target, Trouble, Via, Worker,
+        headers, order, sse,
     },
     services,
 };
@@ -279,7 +279,7 @@ impl Shared {
             let began_at = clock::now();
             let failed = match self.attempt(&outgoing, worker, tried.path).await {
                 Ok((answer, held)) => {
-                    self.health().on_success((worker.id, tried.path));
+                    self.health().on_success((worker.id, tried.path), clock::now());
                     self.counters.forwarded.inc();
                     if tried.path == Path::Tunnel {
                         self.counters.forwarded_by_tunnel.inc();
@@ -356,7 +356,10 @@ impl Shared {
         let mut health = self.health();
         let is_lost = if failed.on_the_way {
             let now = clock::now();
-            health.on_failure(worker, path, now);
+            // What broke may have broken because nobody was there any more.
+            let refused = failed.failure == Failure::ConnectionRefused;
+            let trouble = if refused { Trouble::Refused } else { Trouble::Silent };
+            health.on_failure(worker, path, trouble, now, &mut *lock(&self.rng));
             self.ejected.notify_one();
             let other = match path {
                 Path::Tunnel => worker.overlay.is_some().then_some(Path::Overlay),

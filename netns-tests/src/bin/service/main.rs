@@ -12,8 +12,12 @@
 //! | `/status?code=N` | who answered, with that status |
 //! | `/v1/models` and a few calls below `/v1/` | as OpenAI's API, with `--models` |
 //! | anything else | who answered, and what was asked |
+//!
+//! With `--speaks` it also says about itself what servers of that kind say, and `/say?running=N&waiting=N` makes it say
+//! other figures; none of that is counted.
 
 mod openai;
+mod speaks;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -57,6 +61,9 @@ struct Arguments {
     /// The models it serves, as an OpenAI-like server.
     #[arg(long, value_delimiter = ',')]
     models: Vec<String>,
+    /// What it says that it is.
+    #[arg(long)]
+    speaks: Option<speaks::Kind>,
 }
 
 /// Who this is and what it did.
@@ -78,7 +85,7 @@ type Parameters = Query<HashMap<String, u64>>;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
-    let Arguments { listen, who, service, models } = Arguments::parse();
+    let Arguments { listen, who, service, models, speaks } = Arguments::parse();
     let server = Arc::new(Server { who, service, models, executed: Mutex::new(BTreeMap::new()) });
     let counted = Router::new()
         .route("/echo", any(async |body: Body| body))
@@ -93,11 +100,12 @@ async fn main() -> anyhow::Result<()> {
         .route("/v1/realtime", get(openai::realtime))
         .fallback(answer)
         .layer(middleware::from_fn_with_state(server.clone(), count));
-    let app = counted
-        .route("/alive", get(async || "alive"))
-        .route("/count", get(executions))
-        .route("/v1/models", get(openai::models))
-        .with_state(server);
+    let app = counted.route("/alive", get(async || "alive")).route("/count", get(executions));
+    let app = if server.models.is_empty() { app } else { app.route("/v1/models", get(openai::models)) };
+    let app = match speaks {
+        Some(kind) => app.with_state(server).merge(speaks::pages(kind)),
+        None => app.with_state(server),
+    };
     let listener = tokio::net::TcpListener::bind(listen).await?;
     axum::serve(listener, app).await?;
     Ok(())
