@@ -14,6 +14,7 @@
 //!   ends cleanly.
 //! - Bodies are never collected and never parsed.
 
+mod access;
 mod calls;
 mod counters;
 mod headers;
@@ -25,11 +26,14 @@ mod refusal;
 mod report;
 mod select;
 mod sse;
+mod timing;
+mod trace;
 mod tunnel;
 mod via;
 
 use std::{fmt, net::SocketAddr, sync::Arc};
 
+pub use access::{Line, Outcome, Side, Span, Value};
 pub use calls::{Calls, MAX_CALLS, REMEMBER_CALLS_FOR};
 pub use counters::Counters;
 use futures::future::BoxFuture;
@@ -39,6 +43,7 @@ pub use plan::{Failure, MAX_ATTEMPTS, Next, Plan};
 pub use refusal::{Executed, Refusal};
 pub use report::{DirectoryCounters, HealthReport, Report, Status, health_json, stats_json};
 pub use select::{Candidate, order};
+pub use trace::{SpanId, TraceId};
 pub use via::{CallId, Via};
 use wiremesh_certs::{Load, NodeId, NodeName, NodeRecord, ServiceName, TunnelUrl, UnixTime, Verified};
 

@@ -13,11 +13,11 @@ use wiremesh_certs::{NodeId, TunnelUrl};
 
 use super::{
     Shared,
+    account::Account,
     overlay::{Lease, NoConnection, Sign, dial},
     replay::{AttemptBody, Replay},
 };
 use crate::{
-    clock,
     router::{Failure, Needs, Path, Refusal, Worker, headers},
     services::Upstream,
 };
@@ -48,6 +48,7 @@ pub(super) struct Outgoing {
     pub arrived_at: Instant,
     /// Whether our client is a program that uses the mesh, not another agent of it.
     pub to_client: bool,
+    pub account: Account,
     pub replay: Replay,
 }
 
@@ -57,6 +58,7 @@ impl Outgoing {
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = uri;
         *request.headers_mut() = self.headers.clone();
+        self.account.mark(request.headers_mut());
         if let Some(upgrade) = &self.upgrade {
             request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             request.headers_mut().insert(header::UPGRADE, upgrade.clone());
@@ -259,12 +261,6 @@ impl Shared {
         let refusal = full.then(|| Refusal::Full(retry_after.unwrap_or(Duration::from_secs(1))));
         let why = format!("refused over the {path} with status {}", answer.status().as_u16());
         Err(Failed { failure, on_the_way: false, refusal, why })
-    }
-
-    /// Notes how long an attempt took to the head of its answer.
-    pub(super) fn timing(hop: &str, began_at: Instant) -> Option<HeaderValue> {
-        let took = clock::now().saturating_duration_since(began_at);
-        HeaderValue::try_from(format!("{hop};dur={:.3}", took.as_secs_f64() * 1000.0)).ok()
     }
 }
 

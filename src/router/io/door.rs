@@ -16,6 +16,7 @@ use wiremesh_certs::{NodeId, ProofChecker, TrustStore};
 
 use super::{
     Router, Shared,
+    account::Account,
     answer::{Answer, AnswerBody, refuse},
     believed::Believed,
     lock,
@@ -97,6 +98,14 @@ impl Router {
 impl Surface {
     /// Answers one request from `peer`.
     pub async fn answer(&self, mut request: Request<Incoming>, peer: SocketAddr) -> Answer {
+        if !request.uri().path().starts_with(SERVICES) {
+            return self.answer_one(request, peer).await;
+        }
+        let account = Account::open(&self.shared, &mut request);
+        account.answered(self.answer_one(request, peer).await)
+    }
+
+    async fn answer_one(&self, mut request: Request<Incoming>, peer: SocketAddr) -> Answer {
         let believed = match self.let_in(&mut request, peer) {
             Ok(believed) => believed,
             Err(refusal) => return self.keep_out(&refusal, &request, peer),

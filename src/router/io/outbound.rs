@@ -9,6 +9,7 @@ use wiremesh_certs::ServiceName;
 
 use super::{
     Shared,
+    account::Account,
     answer::{Answer, AnswerBody, Held, InFlight, refuse},
     attempt::{Failed, Outgoing},
     lock,
@@ -20,6 +21,7 @@ use crate::{
     clock,
     router::{
         CallId, Candidate, Failure, Found, Needs, Next, Path, Plan, Refusal, Source, Via, Worker, headers, order, sse,
+        timing::Timing,
     },
     services,
 };
@@ -112,6 +114,8 @@ impl Shared {
         headers::strip_ours(&mut parts.headers, None);
         headers::move_host(&mut parts.headers, &parts.uri);
         let to_client = forwarded.is_none();
+        let account = parts.extensions.remove::<Account>().unwrap_or_default();
+        account.on_service(&needs.service, None, forwarded.as_ref().map(|via| &via.origin));
         let via = forwarded.unwrap_or_else(|| Via { origin: self.parts.name.clone(), call });
         parts.headers.insert(headers::VIA, via.header());
         parts.headers.insert(headers::REQUEST_ID, request_id);
@@ -123,7 +127,8 @@ impl Shared {
             upgrade,
             arrived_at,
             to_client,
-            replay: Replay::new(body),
+            replay: Replay::new(body, account.received()),
+            account,
         };
         let turn = turn.zip(parts.extensions.get::<Connections>().cloned());
         let in_flight = InFlight::new(&self.counters.in_flight);
@@ -189,20 +194,21 @@ impl Shared {
             Err(services::Refused::NotOffered) => return Err(((outgoing, turn, in_flight), NotHere::NotOffered)),
             Err(services::Refused::Full(after)) => return Err(((outgoing, turn, in_flight), NotHere::Full(after))),
         };
+        let queued_at = clock::now();
         let permit = reservation.ready().await;
         let began_at = clock::now();
+        outgoing.account.on_attempt(&self.parts.name, Path::Local);
         match self.to_upstream(&outgoing, permit.upstream()).await {
             Ok(answer) => {
-                let way = Way {
-                    worker: self.worker_header.clone(),
-                    path: Path::Local,
-                    source: Source::Local,
-                    timing: Shared::timing("upstream", began_at),
-                };
+                let timing = Timing::default()
+                    .with("queue", began_at.saturating_duration_since(queued_at))
+                    .with("upstream", clock::now().saturating_duration_since(began_at));
+                let way = Way { worker: self.worker_header.clone(), path: Path::Local, source: Source::Local, timing };
                 let held = Held { permit: Some(permit), in_flight: Some(in_flight), ..Held::default() };
                 Ok(self.finish(outgoing, answer, held, turn, way))
             }
             Err(failed) => {
+                outgoing.account.on_failed(&failed.why);
                 if failed.failure == Failure::ConnectionRefused {
                     self.parts.services.on_unreachable(&outgoing.needs.service);
                 }
@@ -258,6 +264,7 @@ impl Shared {
             let Next::Try(tried) = next else { break next };
             let worker = &found.workers[tried.worker];
             let began_at = clock::now();
+            outgoing.account.on_attempt(&worker.name, tried.path);
             let failed = match self.attempt(&outgoing, worker, tried.path).await {
                 Ok((answer, held)) => {
                     self.health().on_success((worker.id, tried.path));
@@ -269,13 +276,18 @@ impl Shared {
                         worker: header(worker.name.as_str()),
                         path: tried.path,
                         source: found.source,
-                        timing: Shared::timing("worker", began_at),
+                        timing: match &held.lease {
+                            Some(lease) => Timing::default().with("connect", lease.waited_for()),
+                            None => Timing::default(),
+                        }
+                        .with("worker", clock::now().saturating_duration_since(began_at)),
                     };
                     let held = Held { in_flight: Some(in_flight), ..held };
                     return Ok(self.finish(outgoing, answer, held, turn, way));
                 }
                 Err(failed) => failed,
             };
+            outgoing.account.on_failed(&failed.why);
             tracing::debug!(worker = %worker.name, path = %tried.path, why = failed.why, "attempt failed");
             self.learn(&outgoing, worker, tried.path, &failed);
             if let Some(Refusal::Full(after)) = failed.refusal {
@@ -356,8 +368,8 @@ impl Shared {
 
     /// Makes our answer of a worker's or upstream's.
     fn finish(&self, outgoing: Outgoing, answer: Response<Incoming>, mut held: Held, turn: Turn, way: Way) -> Answer {
-        self.first_byte(outgoing.arrived_at);
-        let Outgoing { replay, upgrade, to_client, .. } = outgoing;
+        let took = self.first_byte(outgoing.arrived_at);
+        let Outgoing { replay, upgrade, to_client, account, .. } = outgoing;
         let (mut parts, body) = answer.into_parts();
         let events = to_client.then(|| sse::Events::in_answer(&parts.headers)).flatten();
         let switches = parts.status == StatusCode::SWITCHING_PROTOCOLS;
@@ -367,7 +379,8 @@ impl Shared {
         parts.headers.insert(headers::WORKER, way.worker);
         parts.headers.insert(headers::PATH, HeaderValue::from_static(way.path.as_str()));
         parts.headers.insert(headers::SOURCE, HeaderValue::from_static(way.source.as_str()));
-        if let Some(timing) = way.timing {
+        let timing = if to_client { way.timing.with("total", took) } else { way.timing };
+        if let Some(timing) = timing.header() {
             parts.headers.append(headers::SERVER_TIMING, timing);
         }
         // What belongs to their connection is not ours.
@@ -384,7 +397,7 @@ impl Shared {
         }
         if let (Some((ours, connections)), Some(theirs)) = (turn, theirs) {
             let upgraded = InFlight::new(&self.counters.upgraded);
-            upgrade::splice(ours, theirs, connections, (held, upgraded));
+            upgrade::splice(ours, theirs, connections, (held, upgraded, account));
         }
         Response::from_parts(parts, AnswerBody::bytes(""))
     }
@@ -407,7 +420,7 @@ struct Way {
     worker: HeaderValue,
     path: Path,
     source: Source,
-    timing: Option<HeaderValue>,
+    timing: Timing,
 }
 
 fn header(text: &str) -> HeaderValue {

@@ -2,13 +2,15 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     task::{Context, Poll, Waker},
 };
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+
+use super::account::Received;
 
 /// A body of which more than this was passed on is not sent a second time.
 pub const REPLAY_BUFFER_BYTES: usize = 64 * 1024;
@@ -28,8 +30,9 @@ pub enum BodyBroken {
 pub struct Replay(Option<Arc<Mutex<State>>>);
 
 impl Replay {
-    /// For `body`. A body that is empty from the beginning costs nothing and can be sent for ever.
-    pub fn new(body: Incoming) -> Replay {
+    /// For `body`, whose bytes are counted in `received`. A body that is empty from the beginning costs nothing and can
+    /// be sent for ever.
+    pub fn new(body: Incoming, received: Option<Received>) -> Replay {
         if body.is_end_stream() {
             return Replay(None);
         }
@@ -40,6 +43,7 @@ impl Replay {
             intact: true,
             attempt: 0,
             waiting: None,
+            received,
         }))))
     }
 
@@ -93,6 +97,7 @@ struct State {
     intact: bool,
     attempt: u64,
     waiting: Option<Waker>,
+    received: Option<Received>,
 }
 
 impl State {
@@ -121,6 +126,9 @@ impl State {
     fn keep(&mut self, frame: &Frame<Bytes>) {
         // Trailers are rare, and a body that has them has ended: not worth remembering.
         let data = frame.data_ref();
+        if let (Some(received), Some(data)) = (&self.received, data) {
+            received.fetch_add(data.len() as u64, Ordering::Relaxed);
+        }
         self.kept_bytes = self.kept_bytes.saturating_add(data.map_or(usize::MAX, Bytes::len));
         self.intact &= self.kept_bytes <= REPLAY_BUFFER_BYTES;
         if let (true, Some(data)) = (self.intact, data) {
