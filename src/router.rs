@@ -24,12 +24,14 @@ mod needs;
 mod plan;
 mod refusal;
 mod report;
+mod route;
 mod select;
 mod sse;
 mod timing;
 mod trace;
 mod tunnel;
 mod via;
+mod work;
 
 use std::{fmt, net::SocketAddr, sync::Arc};
 
@@ -46,6 +48,7 @@ pub use select::{Candidate, order};
 pub use trace::{SpanId, TraceId};
 pub use via::{CallId, Via};
 use wiremesh_certs::{Load, NodeId, NodeName, NodeRecord, ServiceName, TunnelUrl, UnixTime, Verified};
+pub use work::{BadWork, MAX_REQUESTS, MAX_SERVICE_TIME_MS, MAX_WORK_BYTES, State, Work};
 
 /// How a request gets to the machine that answers it. Better ones first.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]

@@ -8,13 +8,14 @@
 
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderValue, Method};
 use rand::rngs::SmallRng;
 use serde::Serialize;
 use wiremesh_certs::{NodeName, ServiceName, UnixTime};
 
 use super::{
-    Path, Refusal,
+    Path, Refusal, Source,
+    route::Route,
     trace::{SpanId, TRACEPARENT, TRACESTATE, TraceId, TraceParent},
 };
 
@@ -204,6 +205,7 @@ pub struct Facts {
     ended: Option<Outcome>,
     tracing: Option<Tracing>,
     attempts: Vec<Attempt>,
+    route: Option<Route>,
 }
 
 impl Facts {
@@ -230,7 +232,16 @@ impl Facts {
             status: None,
             outcome: Outcome::Cancelled,
         };
-        Facts { line, arrived_at: now, arrived, expected: None, ended: None, tracing, attempts: Vec::new() }
+        Facts {
+            line,
+            arrived_at: now,
+            arrived,
+            expected: None,
+            ended: None,
+            tracing,
+            attempts: Vec::new(),
+            route: None,
+        }
     }
 
     /// What it asks for, by which model's name if by one, and which member sent it on.
@@ -267,6 +278,18 @@ impl Facts {
             // What stands there belongs to no trace.
             headers.remove(TRACESTATE);
         }
+    }
+
+    /// These ways were considered.
+    pub fn on_route(&mut self, route: Route) {
+        self.route = Some(route);
+    }
+
+    /// Why the request went where it went, for `x-wiremesh-route`.
+    pub fn route(&self) -> HeaderValue {
+        let nowhere = Route { source: Source::Local, ways: Vec::new() };
+        let tried = self.attempts.iter().map(|tried| (tried.worker.as_str(), tried.path, tried.why.as_deref()));
+        self.route.as_ref().unwrap_or(&nowhere).header(tried)
     }
 
     /// The head of the answer is there. `expected`: the length of its body, if that is known.

@@ -8,8 +8,12 @@ mod answer;
 mod attempt;
 mod believed;
 mod door;
+mod elsewhere;
+mod finish;
 mod heard;
+mod here;
 mod outbound;
+mod outgoing;
 mod overlay;
 mod prober;
 mod replay;
@@ -187,6 +191,10 @@ fn client(
         .pool_idle_timeout(idle_for)
         .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS);
     Ok(builder.build(connector))
+}
+
+fn header(text: &str) -> http::HeaderValue {
+    http::HeaderValue::try_from(text).expect("names and identifiers are visible ASCII")
 }
 
 /// A panic elsewhere while a lock was held leaves nothing half done behind it.

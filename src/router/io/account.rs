@@ -23,6 +23,7 @@ use crate::{
         Path,
         access::{Facts, Line, Outcome, Span, Tracing},
         headers,
+        route::Route,
         trace::TraceParent,
     },
 };
@@ -47,6 +48,8 @@ pub(super) struct Account(Option<Arc<Inner>>);
 struct Inner {
     shared: Arc<Shared>,
     facts: Mutex<Facts>,
+    /// Whether the client wants to know why.
+    explains: bool,
     received: Received,
 }
 
@@ -55,11 +58,12 @@ pub(super) type Received = Arc<AtomicU64>;
 
 impl Account {
     /// The account of a request that has just arrived, kept in its extensions too. From here on the request has an id, and
-    /// no trace that is none.
-    pub fn open(shared: &Arc<Shared>, request: &mut Request<Incoming>) -> Account {
+    /// no trace that is none. `is_local`: it comes from a client of ours, who may ask why it goes where it goes.
+    pub fn open(shared: &Arc<Shared>, request: &mut Request<Incoming>, is_local: bool) -> Account {
         let parent = TraceParent::arriving(request.headers_mut());
         let audience = &shared.parts.audience;
-        if audience.lines.is_none() && audience.spans.is_none() {
+        let explains = is_local && request.headers().get(headers::EXPLAIN).is_some_and(|value| value == "1");
+        if audience.lines.is_none() && audience.spans.is_none() && !explains {
             return Account::default();
         }
         let id = shared.request_id(request.headers());
@@ -70,7 +74,7 @@ impl Account {
         });
         let arrived = Duration::from_micros(clock::unix_micros());
         let facts = Facts::new(id.to_str().unwrap_or_default(), request.method(), tracing, arrived, clock::now());
-        let inner = Inner { shared: shared.clone(), facts: Mutex::new(facts), received: Received::default() };
+        let inner = Inner { shared: shared.clone(), facts: Mutex::new(facts), explains, received: Received::default() };
         let account = Account(Some(Arc::new(inner)));
         request.extensions_mut().insert(account.clone());
         account
@@ -79,6 +83,14 @@ impl Account {
     /// What the request asks for, by which model's name if by one, and which member sent it on.
     pub fn on_service(&self, service: &ServiceName, model: Option<&str>, from: Option<&NodeName>) {
         self.note(|facts| facts.on_service(service, model, from));
+    }
+
+    /// These ways were considered; made only if somebody wants to know.
+    pub fn on_route(&self, route: impl FnOnce() -> Route) {
+        if self.0.as_ref().is_some_and(|inner| inner.explains) {
+            let route = route();
+            self.note(|facts| facts.on_route(route));
+        }
     }
 
     /// `worker` is asked by `path`.
@@ -102,9 +114,10 @@ impl Account {
     }
 
     /// The head of the answer is there, and its body tells how it goes on.
-    pub fn answered(self, answer: Answer) -> Answer {
-        if self.0.is_none() {
-            return answer;
+    pub fn answered(self, mut answer: Answer) -> Answer {
+        let Some(inner) = &self.0 else { return answer };
+        if inner.explains {
+            answer.headers_mut().insert(headers::ROUTE, lock(&inner.facts).route());
         }
         self.note(|facts| {
             let body = answer.body();

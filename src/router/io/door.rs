@@ -101,7 +101,7 @@ impl Surface {
         if !request.uri().path().starts_with(SERVICES) {
             return self.answer_one(request, peer).await;
         }
-        let account = Account::open(&self.shared, &mut request);
+        let account = Account::open(&self.shared, &mut request, matches!(self.door, Door::Local(_)));
         account.answered(self.answer_one(request, peer).await)
     }
 
@@ -231,11 +231,11 @@ async fn routes(
     State(shared): State<Arc<Shared>>,
     axum::extract::Path(service): axum::extract::Path<String>,
 ) -> Result<Json<serde_json::Value>, (StatusCode, String)> {
-    let service = service.parse().map_err(|_| {
+    let service: wiremesh_certs::ServiceName = service.parse().map_err(|_| {
         let refusal = Refusal::Path(crate::router::BadPath::Service);
         (refusal.status(), refusal.body(""))
     })?;
-    Ok(Json(shared.explain(&service).await))
+    Ok(Json(shared.explain(&service).await.json(service.as_str())))
 }
 
 async fn ready(State(known): State<Known>) -> impl IntoResponse {

@@ -30,9 +30,8 @@ pub enum BodyBroken {
 pub struct Replay(Option<Arc<Mutex<State>>>);
 
 impl Replay {
-    /// For `body`, whose bytes are counted in `received`. A body that is empty from the beginning costs nothing and can
-    /// be sent for ever.
-    pub fn new(body: Incoming, received: Option<Received>) -> Replay {
+    /// For `body`. A body that is empty from the beginning costs nothing and can be sent for ever.
+    pub fn new(body: Incoming) -> Replay {
         if body.is_end_stream() {
             return Replay(None);
         }
@@ -43,8 +42,16 @@ impl Replay {
             intact: true,
             attempt: 0,
             waiting: None,
-            received,
+            received: None,
         }))))
+    }
+
+    /// The same; what comes from the client is counted in `received`.
+    pub fn counting(self, received: Option<Received>) -> Replay {
+        if let Some(state) = &self.0 {
+            lock(state).received = received;
+        }
+        self
     }
 
     /// The body for the next attempt, from its beginning. The one before it ends.

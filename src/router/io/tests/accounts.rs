@@ -186,6 +186,25 @@ async fn the_time_of_every_hop_is_told_in_order() {
     }
 }
 
+#[tokio::test]
+async fn a_local_client_that_asks_is_told_why_its_request_went_where_it_went_and_others_are_not() {
+    let mesh = Mesh::new();
+    let client = mesh.agent("alice", 2, None).await;
+    let worker = mesh.agent("bob", 3, Service::ocr(named("there").await.0)).await;
+    client.knows([worker.by_overlay()]);
+    let ask = async |url: String, asks: &str| {
+        let request = Request::get(url).header("x-wiremesh-explain", asks).body(text("")).unwrap();
+        said(&super::mesh::client().request(request).await.unwrap(), "x-wiremesh-route").to_owned()
+    };
+
+    let told = ask(client.url("/service/ocr"), "1").await;
+    assert!(told.starts_with("source=dht; bob/overlay load=0.00 age="), "{told}");
+    assert!(told.ends_with("; tried=bob/overlay"), "{told}");
+    assert_eq!(ask(worker.url("/service/ocr"), "1").await, "source=local; tried=bob/local");
+    assert_eq!(ask(client.url("/service/ocr"), "0").await, "");
+    assert_eq!(ask(format!("http://{}/service/ocr", worker.overlay), "1").await, "");
+}
+
 /// A mesh of agents that tell of their requests, and of every trace.
 fn heard() -> (Mesh, mpsc::Receiver<Line>, mpsc::Receiver<Span>) {
     let (lines, heard_lines) = mpsc::channel(100);

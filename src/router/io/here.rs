@@ -1,0 +1,76 @@
+//! A request answered by a service of this node.
+
+use std::time::Duration;
+
+use super::{
+    Shared,
+    answer::{Answer, Held},
+    attempt::Failed,
+    finish::Way,
+    outgoing::Outgoing,
+};
+use crate::{
+    clock,
+    router::{Failure, Path, Refusal, Source, timing::Timing},
+    services,
+};
+
+/// Why a service of this node does not answer.
+pub(super) enum NotHere {
+    NotOffered,
+    Full(Duration),
+    Failed(Failed),
+}
+
+impl Shared {
+    /// A request from another agent: answered here or not at all.
+    pub(super) async fn only_here(&self, outgoing: Outgoing) -> Result<Answer, Refusal> {
+        let service = outgoing.needs.service.clone();
+        match self.here(outgoing).await {
+            Ok(answer) => {
+                self.counters.inbound.inc();
+                Ok(answer)
+            }
+            Err((_, NotHere::NotOffered)) => Err(Refusal::ServiceNotFound(service)),
+            Err((_, NotHere::Full(retry_after))) => Err(Refusal::Full(retry_after)),
+            Err((_, NotHere::Failed(Failed { failure: Failure::Uncertain, why, .. }))) => {
+                Err(Refusal::Interrupted(why))
+            }
+            Err((_, NotHere::Failed(failed))) => Err(Refusal::NobodyReached { service, why: failed.why }),
+        }
+    }
+
+    /// By a service of this node. Gives the request back if it was not executed, or may safely be again.
+    pub(super) async fn here(&self, outgoing: Outgoing) -> Result<Answer, (Outgoing, NotHere)> {
+        let reservation = match self.parts.services.reserve(&outgoing.needs.service) {
+            Ok(reservation) => reservation,
+            Err(services::Refused::NotOffered) => return Err((outgoing, NotHere::NotOffered)),
+            Err(services::Refused::Full(after)) => return Err((outgoing, NotHere::Full(after))),
+        };
+        let queued_at = clock::now();
+        let permit = reservation.ready().await;
+        let began_at = clock::now();
+        outgoing.account.on_attempt(&self.parts.name, Path::Local);
+        match self.to_upstream(&outgoing, permit.upstream()).await {
+            Ok(answer) => {
+                let way = Way {
+                    worker: self.worker_header.clone(),
+                    path: Path::Local,
+                    source: Source::Local,
+                    timing: Timing::default()
+                        .with("queue", began_at.saturating_duration_since(queued_at))
+                        .with("upstream", clock::now().saturating_duration_since(began_at)),
+                };
+                let held = Held { permit: Some(permit), ..Held::default() };
+                Ok(self.finish(outgoing, answer, held, way))
+            }
+            Err(failed) => {
+                outgoing.account.on_failed(&failed.why);
+                if failed.failure == Failure::ConnectionRefused {
+                    self.parts.services.on_unreachable(&outgoing.needs.service);
+                }
+                Err((outgoing, NotHere::Failed(failed)))
+            }
+        }
+    }
+}
