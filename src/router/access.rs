@@ -16,7 +16,7 @@ use wiremesh_certs::{NodeName, ServiceName, UnixTime};
 use super::{
     Path, Refusal, Source,
     route::Route,
-    trace::{SpanId, TRACEPARENT, TRACESTATE, TraceId, TraceParent},
+    trace::{SpanId, TRACEPARENT, TraceId, TraceParent},
 };
 
 /// Attempts that are told apart in a trace; a plan makes fewer.
@@ -274,10 +274,6 @@ impl Facts {
         let Some(tracing) = &self.tracing else { return };
         let sender = self.attempts.last().and_then(|attempt| attempt.span).unwrap_or(tracing.span);
         headers.insert(TRACEPARENT, tracing.parent_of_next(sender).header());
-        if tracing.parent.is_none() {
-            // What stands there belongs to no trace.
-            headers.remove(TRACESTATE);
-        }
     }
 
     /// These ways were considered.
