@@ -21,8 +21,8 @@ use super::{
 
 /// Attempts that are told apart in a trace; a plan makes fewer.
 const MAX_ATTEMPTS_TOLD: usize = 8;
-/// A reason is cut after this.
-const MAX_WHY_BYTES: usize = 256;
+/// A reason is cut after so many characters.
+const MAX_WHY: usize = 256;
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -331,7 +331,7 @@ impl Facts {
         let open = self.attempts.last_mut().filter(|attempt| attempt.ended_at.is_none());
         if let Some(attempt) = open {
             attempt.ended_at = Some(now);
-            attempt.why = why.map(|why| why[..why.floor_char_boundary(MAX_WHY_BYTES)].to_owned());
+            attempt.why = why.map(|why| why.chars().take(MAX_WHY).collect());
         }
     }
 

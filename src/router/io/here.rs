@@ -42,35 +42,46 @@ impl Shared {
 
     /// By a service of this node. Gives the request back if it was not executed, or may safely be again.
     pub(super) async fn here(&self, outgoing: Outgoing) -> Result<Answer, (Outgoing, NotHere)> {
-        let reservation = match self.parts.services.reserve(&outgoing.needs.service) {
-            Ok(reservation) => reservation,
-            Err(services::Refused::NotOffered) => return Err((outgoing, NotHere::NotOffered)),
-            Err(services::Refused::Full(after)) => return Err((outgoing, NotHere::Full(after))),
-        };
+        let service = &outgoing.needs.service;
         let queued_at = clock::now();
-        let permit = reservation.ready().await;
-        let began_at = clock::now();
-        outgoing.account.on_attempt(&self.parts.name, Path::Local);
-        match self.to_upstream(&outgoing, permit.upstream()).await {
-            Ok(answer) => {
-                let way = Way {
-                    worker: self.worker_header.clone(),
-                    path: Path::Local,
-                    source: Source::Local,
-                    timing: Timing::default()
-                        .with("queue", began_at.saturating_duration_since(queued_at))
-                        .with("upstream", clock::now().saturating_duration_since(began_at)),
-                };
-                let held = Held { permit: Some(permit), ..Held::default() };
-                Ok(self.finish(outgoing, answer, held, way))
-            }
-            Err(failed) => {
-                outgoing.account.on_failed(&failed.why);
-                if failed.failure == Failure::ConnectionRefused {
-                    self.parts.services.on_unreachable(&outgoing.needs.service);
+        let mut place = self.parts.services.reserve(service);
+        loop {
+            let permit = match place {
+                Ok(reservation) => reservation.ready().await,
+                Err(refused) => Err(refused),
+            };
+            let permit = match permit {
+                Ok(permit) => permit,
+                Err(services::Refused::NotOffered) => return Err((outgoing, NotHere::NotOffered)),
+                Err(services::Refused::Full(after)) => return Err((outgoing, NotHere::Full(after))),
+            };
+            let began_at = clock::now();
+            outgoing.account.on_attempt(&self.parts.name, Path::Local);
+            let failed = match self.to_upstream(&outgoing, permit.upstream()).await {
+                Ok(answer) => {
+                    let way = Way {
+                        worker: self.worker_header.clone(),
+                        path: Path::Local,
+                        source: Source::Local,
+                        timing: Timing::default()
+                            .with("queue", began_at.saturating_duration_since(queued_at))
+                            .with("upstream", clock::now().saturating_duration_since(began_at)),
+                    };
+                    let held = Held { permit: Some(permit), ..Held::default() };
+                    return Ok(self.finish(outgoing, answer, held, way));
                 }
-                Err((outgoing, NotHere::Failed(failed)))
+                Err(failed) => failed,
+            };
+            outgoing.account.on_failed(&failed.why);
+            if failed.failure == Failure::ConnectionRefused {
+                self.parts.services.on_unreachable(service);
+                // Nothing was sent, and the upstream is being started again: the line waits for it.
+                if let Some(again) = permit.back_in_line() {
+                    place = Ok(again);
+                    continue;
+                }
             }
+            return Err((outgoing, NotHere::Failed(failed)));
         }
     }
 }
