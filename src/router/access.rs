@@ -2,7 +2,7 @@
 //! access log and, if the request is traced, spans.
 //!
 //! ```text
-//! on_service → on_attempt … on_failed → on_attempt … → on_head → on_bytes … → on_end
+//! on_target → on_attempt … on_failed → on_attempt … → on_head → on_bytes … → on_end
 //!       └ or dropped at any point: finish() tells what it came to
 //! ```
 
@@ -14,7 +14,7 @@ use serde::Serialize;
 use wiremesh_certs::{NodeName, ServiceName, UnixTime};
 
 use super::{
-    Path, Refusal, Source,
+    Path, Refusal, Source, Target,
     route::Route,
     trace::{SpanId, TRACEPARENT, TraceId, TraceParent},
 };
@@ -75,7 +75,7 @@ pub struct Line {
     pub trace: Option<String>,
     /// The method.
     pub method: String,
-    /// The service asked for; null if the path named none.
+    /// The service asked for, or that answered for a model; null if neither is known.
     pub service: Option<String>,
     /// The model asked for, if the request named a model.
     pub model: Option<String>,
@@ -244,11 +244,19 @@ impl Facts {
         }
     }
 
-    /// What it asks for, by which model's name if by one, and which member sent it on.
-    pub fn on_service(&mut self, service: &ServiceName, model: Option<&str>, from: Option<&NodeName>) {
-        self.line.service = Some(service.as_str().to_owned());
-        self.line.model = model.map(str::to_owned);
+    /// What it asks for, and which member sent it on.
+    pub fn on_target(&mut self, target: &Target, from: Option<&NodeName>) {
+        let name = Some(target.as_str().to_owned());
+        match target {
+            Target::Service(_) => self.line.service = name,
+            Target::Model(_) => self.line.model = name,
+        }
         self.line.from = from.map(|from| from.as_str().to_owned());
+    }
+
+    /// This service of ours is to answer it.
+    pub fn on_service(&mut self, service: &ServiceName) {
+        self.line.service = Some(service.as_str().to_owned());
     }
 
     /// `worker` is asked by `path`.
@@ -364,7 +372,7 @@ impl Facts {
             parent: tracing.parent,
             parent_is_remote: tracing.parent.is_some(),
             side: Side::Server,
-            name: format!("{} {}", line.method, line.service.as_deref().unwrap_or("-")),
+            name: format!("{} {}", line.method, line.service.as_deref().or(line.model.as_deref()).unwrap_or("-")),
             began: self.arrived,
             ended: since_1970(now),
             attributes: attributes.into_iter().filter_map(|(name, value)| Some((name, value?))).collect(),
@@ -416,7 +424,7 @@ mod tests {
     #[test]
     fn a_request_that_took_two_attempts_is_one_line_with_all_of_its_figures() {
         let (mut facts, t0) = facts(None);
-        facts.on_service(&"ocr".parse().unwrap(), None, None);
+        facts.on_target(&Target::Service("ocr".parse().unwrap()), None);
         facts.on_attempt(&"ann".parse().unwrap(), Path::Overlay, t0);
         facts.on_failed("connection refused", t0 + Duration::from_millis(2));
         facts.on_attempt(&"bob".parse().unwrap(), Path::Tunnel, t0 + Duration::from_millis(2));
@@ -477,7 +485,7 @@ mod tests {
         let parent: TraceParent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().unwrap();
         let (mut facts, t0) = facts(Some(tracing(Some(parent), 0.0)));
         let mut sent = Vec::new();
-        facts.on_service(&"ocr".parse().unwrap(), None, None);
+        facts.on_target(&Target::Service("ocr".parse().unwrap()), None);
         for worker in ["ann", "bob"] {
             facts.on_attempt(&worker.parse().unwrap(), Path::Overlay, t0);
             let mut headers = HeaderMap::new();

@@ -12,6 +12,7 @@ mod elsewhere;
 mod finish;
 mod heard;
 mod here;
+mod openai;
 mod outbound;
 mod outgoing;
 mod overlay;
@@ -42,7 +43,7 @@ use hyper_util::{
 };
 pub use overlay::CONNECT_TIMEOUT;
 use rand::{SeedableRng, rngs::SmallRng};
-pub use replay::REPLAY_BUFFER_BYTES;
+pub use replay::{ALL_AHEAD_BYTES, MAX_AHEAD_BYTES, REPLAY_BUFFER_BYTES};
 pub use serve::{MAX_CONNECTIONS, serve};
 use wiremesh_certs::NodeName;
 
@@ -101,6 +102,8 @@ impl Router {
                 rng: Mutex::new(SmallRng::seed_from_u64(parts.seed)),
                 counters: Counters::default(),
                 draining: AtomicBool::new(false),
+                models: openai::Models::default(),
+                peeks: openai::room(),
                 parts,
             }),
         })
@@ -144,6 +147,10 @@ struct Shared {
     rng: Mutex<SmallRng>,
     counters: Counters,
     draining: AtomicBool,
+    /// What others serve, as they said a moment ago.
+    models: openai::Models,
+    /// Room for what is read ahead of bodies.
+    peeks: Arc<tokio::sync::Semaphore>,
 }
 
 impl Shared {

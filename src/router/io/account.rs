@@ -20,7 +20,7 @@ use super::{Answer, Shared, lock};
 use crate::{
     clock,
     router::{
-        Path,
+        Path, Target,
         access::{Facts, Line, Outcome, Span, Tracing},
         headers,
         route::Route,
@@ -80,9 +80,14 @@ impl Account {
         account
     }
 
-    /// What the request asks for, by which model's name if by one, and which member sent it on.
-    pub fn on_service(&self, service: &ServiceName, model: Option<&str>, from: Option<&NodeName>) {
-        self.note(|facts| facts.on_service(service, model, from));
+    /// What the request asks for, and which member sent it on.
+    pub fn on_target(&self, target: &Target, from: Option<&NodeName>) {
+        self.note(|facts| facts.on_target(target, from));
+    }
+
+    /// This service of ours is to answer.
+    pub fn on_service(&self, service: &ServiceName) {
+        self.note(|facts| facts.on_service(service));
     }
 
     /// These ways were considered; made only if somebody wants to know.

@@ -19,7 +19,7 @@ use super::{
     account::Account,
     answer::{Answer, AnswerBody, refuse},
     believed::Believed,
-    lock,
+    lock, openai,
     outbound::Whence,
     serve::Connections,
 };
@@ -33,7 +33,7 @@ use crate::{
     services,
 };
 
-/// What is called below this goes to a service; everything else is a page.
+/// What is called below this goes to a service, as does what names a model; everything else is a page.
 const SERVICES: &str = "/service/";
 
 /// The key that local clients show. Compared by hash: how long that takes says nothing about the key.
@@ -87,7 +87,12 @@ impl Router {
 
     fn surface(&self, door: Door, report: Arc<dyn Report>, more: Pages) -> Surface {
         let shared = self.shared.clone();
+        let whence = match door {
+            Door::Local(_) => Whence::Client,
+            Door::Overlay(_) | Door::Ingress(_) => Whence::Member,
+        };
         let pages = pages(shared.clone(), report)
+            .merge(openai::pages(shared.clone(), whence))
             .merge(more)
             .fallback(async |asked: axum::extract::Request| no_page(&Refusal::NotFound, &asked))
             .method_not_allowed_fallback(async |asked: axum::extract::Request| no_page(&Refusal::Method, &asked));
@@ -98,7 +103,7 @@ impl Router {
 impl Surface {
     /// Answers one request from `peer`.
     pub async fn answer(&self, mut request: Request<Incoming>, peer: SocketAddr) -> Answer {
-        if !request.uri().path().starts_with(SERVICES) {
+        if !is_call(&request) {
             return self.answer_one(request, peer).await;
         }
         let account = Account::open(&self.shared, &mut request, matches!(self.door, Door::Local(_)));
@@ -110,7 +115,7 @@ impl Surface {
             Ok(believed) => believed,
             Err(refusal) => return self.keep_out(&refusal, &request, peer),
         };
-        if request.uri().path().starts_with(SERVICES) {
+        if is_call(&request) {
             return self.answer_call(request, believed).await;
         }
         let id = self.shared.request_id(request.headers());
@@ -192,6 +197,11 @@ impl Surface {
             }
         }
     }
+}
+
+/// Whether a request is for a service or a model.
+fn is_call(request: &Request<Incoming>) -> bool {
+    request.uri().path().starts_with(SERVICES) || openai::is_call(request)
 }
 
 /// Who proves who they are and may not come in is told so; who proves nothing is asked for a proof.

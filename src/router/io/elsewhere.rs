@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::Response;
 use hyper::body::Incoming;
-use wiremesh_certs::ServiceName;
+use wiremesh_certs::{Offer, ServiceName};
 
 use super::{
     Shared,
@@ -19,7 +19,7 @@ use super::{
 use crate::{
     clock,
     router::{
-        Candidate, Failure, Found, Next, Path, Plan, Refusal, Source, Worker, order,
+        Candidate, Failure, Found, Next, Path, Plan, Refusal, Source, Target, Worker, headers, order,
         route::{self, Route},
         timing::Timing,
     },
@@ -32,9 +32,12 @@ const MAX_WORKERS: usize = 64;
 
 impl Shared {
     /// By another worker.
-    pub(super) async fn elsewhere(&self, outgoing: Outgoing, not_here: NotHere) -> Result<Answer, Refusal> {
-        let service = &outgoing.needs.service;
-        let found = self.find(service).await;
+    pub(super) async fn elsewhere(&self, mut outgoing: Outgoing, not_here: NotHere) -> Result<Answer, Refusal> {
+        if let Target::Model(model) = &outgoing.needs.target {
+            outgoing.headers.insert(headers::MODEL, model.header());
+        }
+        let target = &outgoing.needs.target;
+        let found = self.find_target(target).await;
         let candidates = self.candidates(&found.workers);
         outgoing.account.on_route(|| Route { source: found.source, ways: ways(&found.workers, &candidates) });
         let mut plan = Plan::new(candidates, outgoing.needs.repeatable);
@@ -91,8 +94,8 @@ impl Shared {
         Err(match (tried, full, why) {
             (Next::Uncertain, _, why) => Refusal::Interrupted(why.unwrap_or_default()),
             (_, Some(retry_after), _) => Refusal::Full(retry_after),
-            (_, None, Some(why)) => Refusal::NobodyReached { service: service.clone(), why },
-            (_, None, None) => Refusal::ServiceNotFound(service.clone()),
+            (_, None, Some(why)) => Refusal::NobodyReached { target: target.clone(), why },
+            (_, None, None) => self.nobody_but(target).await,
         })
     }
 
@@ -130,13 +133,13 @@ impl Shared {
         };
         drop(health);
         if is_lost {
-            self.parts.directory.forget(&outgoing.needs.service, &worker.id);
+            self.parts.directory.forget(&outgoing.needs.target.offer(), &worker.id);
         }
     }
 
     /// Who would be asked for `service`, in order, and why. Sends nothing to anybody but the directory.
     pub(super) async fn explain(&self, service: &ServiceName) -> Route {
-        let found = self.find(service).await;
+        let found = self.find(&Offer::Service(service.clone())).await;
         let here = self.parts.services.offered().contains(service);
         let source = if here { Source::Local } else { found.source };
         let local = here.then(|| route::Way {
@@ -153,8 +156,8 @@ impl Shared {
         Route { source, ways: local.into_iter().chain(others).collect() }
     }
 
-    async fn find(&self, service: &ServiceName) -> Found {
-        let finding = tokio::time::timeout(FIND_TIMEOUT, self.parts.directory.find(service));
+    pub(super) async fn find(&self, offer: &Offer) -> Found {
+        let finding = tokio::time::timeout(FIND_TIMEOUT, self.parts.directory.find(offer));
         let mut found = finding.await.unwrap_or(Found { workers: Vec::new(), source: Source::Http });
         found.workers.retain(|worker| worker.name != self.parts.name);
         found.workers.truncate(MAX_WORKERS);

@@ -25,37 +25,37 @@ pub(super) enum NotHere {
 impl Shared {
     /// A request from another agent: answered here or not at all.
     pub(super) async fn only_here(&self, outgoing: Outgoing) -> Result<Answer, Refusal> {
-        let service = outgoing.needs.service.clone();
+        let target = outgoing.needs.target.clone();
         match self.here(outgoing).await {
             Ok(answer) => {
                 self.counters.inbound.inc();
                 Ok(answer)
             }
-            Err((_, NotHere::NotOffered)) => Err(Refusal::ServiceNotFound(service)),
+            Err((_, NotHere::NotOffered)) => Err(Shared::nobody(&target, Vec::new())),
             Err((_, NotHere::Full(retry_after))) => Err(Refusal::Full(retry_after)),
             Err((_, NotHere::Failed(Failed { failure: Failure::Uncertain, why, .. }))) => {
                 Err(Refusal::Interrupted(why))
             }
-            Err((_, NotHere::Failed(failed))) => Err(Refusal::NobodyReached { service, why: failed.why }),
+            Err((_, NotHere::Failed(failed))) => Err(Refusal::NobodyReached { target, why: failed.why }),
         }
     }
 
     /// By a service of this node. Gives the request back if it was not executed, or may safely be again.
     pub(super) async fn here(&self, outgoing: Outgoing) -> Result<Answer, (Outgoing, NotHere)> {
-        let service = &outgoing.needs.service;
         let queued_at = clock::now();
-        let mut place = self.parts.services.reserve(service);
+        let mut place = self.reserve(&outgoing.needs.target);
         loop {
             let permit = match place {
-                Ok(reservation) => reservation.ready().await,
+                Ok((service, reservation)) => reservation.ready().await.map(|permit| (service, permit)),
                 Err(refused) => Err(refused),
             };
-            let permit = match permit {
-                Ok(permit) => permit,
+            let (service, permit) = match permit {
+                Ok(permitted) => permitted,
                 Err(services::Refused::NotOffered) => return Err((outgoing, NotHere::NotOffered)),
                 Err(services::Refused::Full(after)) => return Err((outgoing, NotHere::Full(after))),
             };
             let began_at = clock::now();
+            outgoing.account.on_service(&service);
             outgoing.account.on_attempt(&self.parts.name, Path::Local);
             let failed = match self.to_upstream(&outgoing, permit.upstream()).await {
                 Ok(answer) => {
@@ -74,10 +74,10 @@ impl Shared {
             };
             outgoing.account.on_failed(&failed.why);
             if failed.failure == Failure::ConnectionRefused {
-                self.parts.services.on_unreachable(service);
+                self.parts.services.on_unreachable(&service);
                 // Nothing was sent, and the upstream is being started again: the line waits for it.
                 if let Some(again) = permit.back_in_line() {
-                    place = Ok(again);
+                    place = Ok((service, again));
                     continue;
                 }
             }

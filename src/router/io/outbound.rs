@@ -36,7 +36,7 @@ pub(super) enum Whence {
 }
 
 impl Shared {
-    /// Answers a request below `/service/`. The door has checked who asks.
+    /// Answers a request for a service or a model. The door has checked who asks.
     pub(super) async fn answer_call(
         self: &Arc<Shared>,
         request: Request<Incoming>,
@@ -70,18 +70,23 @@ impl Shared {
             return Err(Refusal::HeadersTooLarge);
         }
         let asked = request.uri().path_and_query().cloned().ok_or(Refusal::NotFound)?;
-        let needs = Needs::of(request.method(), &asked).ok_or(Refusal::NotFound)??;
+        let needs = Needs::of(request.method(), &asked).transpose()?;
         let forwarded = self.read_via(&request)?;
         let upgrade = headers::upgrade(request.headers());
         let turn = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         let (mut parts, body) = request.into_parts();
+        let account = parts.extensions.remove::<Account>().unwrap_or_default();
+        let replay = Replay::new(body).counting(account.received());
+        let needs = match needs {
+            Some(needs) => needs,
+            None => self.needs_of_model(&parts, &asked, &replay).await?,
+        };
 
         headers::strip_hop_by_hop(&mut parts.headers);
         headers::strip_ours(&mut parts.headers, None);
         headers::move_host(&mut parts.headers, &parts.uri);
         let to_client = forwarded.is_none();
-        let account = parts.extensions.remove::<Account>().unwrap_or_default();
-        account.on_service(&needs.service, None, forwarded.as_ref().map(|via| &via.origin));
+        account.on_target(&needs.target, forwarded.as_ref().map(|via| &via.origin));
         let via = forwarded.unwrap_or_else(|| Via { origin: self.parts.name.clone(), call });
         parts.headers.insert(headers::REQUEST_ID, request_id);
         let mut outgoing = Outgoing {
@@ -93,7 +98,7 @@ impl Shared {
             turn: turn.zip(parts.extensions.get::<Connections>().cloned()),
             arrived_at,
             to_client,
-            replay: Replay::new(body).counting(account.received()),
+            replay,
             account,
             in_flight: InFlight::new(&self.counters.in_flight),
         };

@@ -4,5 +4,6 @@ mod accounts;
 mod answers;
 mod doors;
 mod mesh;
+mod models;
 mod streams;
 mod workers;
