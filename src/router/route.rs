@@ -11,9 +11,9 @@ use std::{fmt::Write, time::Duration};
 
 use http::HeaderValue;
 use serde_json::{Map, Value, json};
-use wiremesh_certs::NodeName;
+use wiremesh_certs::{NodeName, UnixTime};
 
-use super::{Path, Source};
+use super::{Considered, Excluded, Path, Score, Source, Worker};
 
 /// Longer explanations are cut at a way's end: other servers refuse large headers.
 const MAX_HEADER_BYTES: usize = 2048;
@@ -85,6 +85,34 @@ impl Route {
 }
 
 impl Way {
+    /// Of a way that selection considered.
+    pub fn of(worker: &Worker, considered: &Considered, now: UnixTime) -> Way {
+        let Score { estimate, capacity, service_time, weight, work, rtt, failures, tunnel, cold, total } =
+            considered.score;
+        let parts = [
+            ("work", work),
+            ("rtt", rtt),
+            ("failures", failures),
+            ("tunnel", tunnel),
+            ("cold", cold),
+            ("estimate", estimate),
+            ("own", considered.own.into()),
+            ("capacity", capacity),
+            ("service_time", service_time),
+            ("weight", weight),
+        ];
+        Way {
+            worker: worker.name.clone(),
+            path: considered.candidate.path,
+            load: considered.candidate.load.share(),
+            age: Some(now.saturating_since(worker.published_at)),
+            score: Some(total),
+            parts: parts.into(),
+            report_age: considered.report_age,
+            excluded: considered.excluded.map(Excluded::as_str),
+        }
+    }
+
     fn json(&self) -> Value {
         let parts: Map<String, Value> =
             self.parts.iter().map(|(name, part)| ((*name).to_owned(), json!(part))).collect();

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     clock,
     router::{
-        Candidate, Failure, Found, Next, Path, Plan, Refusal, Source, Target, Worker, headers, order,
+        Candidate, Failure, Found, Next, Path, Plan, Refusal, Source, Target, Trouble, Worker, headers, order,
         route::{self, Route},
         timing::Timing,
     },
@@ -60,7 +60,7 @@ impl Shared {
             outgoing.account.on_attempt(&worker.name, tried.path);
             let failed = match self.attempt(&outgoing, worker, tried.path).await {
                 Ok((answer, held)) => {
-                    self.health().on_success((worker.id, tried.path));
+                    self.health().on_success((worker.id, tried.path), clock::now());
                     self.counters.forwarded.inc();
                     if tried.path == Path::Tunnel {
                         self.counters.forwarded_by_tunnel.inc();
@@ -120,7 +120,10 @@ impl Shared {
         let mut health = self.health();
         let is_lost = if failed.on_the_way {
             let now = clock::now();
-            health.on_failure(worker, path, now);
+            // What broke may have broken because nobody was there any more.
+            let refused = failed.failure == Failure::ConnectionRefused;
+            let trouble = if refused { Trouble::Refused } else { Trouble::Silent };
+            health.on_failure(worker, path, trouble, now, &mut *lock(&self.rng));
             self.ejected.notify_one();
             let other = match path {
                 Path::Tunnel => worker.overlay.is_some().then_some(Path::Overlay),
