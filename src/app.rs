@@ -13,6 +13,7 @@ mod metrics;
 mod options;
 mod record;
 mod socket;
+mod telling;
 #[cfg(test)]
 mod tests;
 mod view;

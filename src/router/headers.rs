@@ -13,6 +13,10 @@ pub const WORKER: HeaderName = HeaderName::from_static("x-wiremesh-worker");
 pub const PATH: HeaderName = HeaderName::from_static("x-wiremesh-path");
 /// How we knew who answers.
 pub const SOURCE: HeaderName = HeaderName::from_static("x-wiremesh-source");
+/// Asks for [`ROUTE`]; heeded if it comes from a local client.
+pub const EXPLAIN: HeaderName = HeaderName::from_static("x-wiremesh-explain");
+/// Why the request went where it went.
+pub const ROUTE: HeaderName = HeaderName::from_static("x-wiremesh-route");
 /// Whether a request that was not answered was executed.
 pub const EXECUTED: HeaderName = HeaderName::from_static("x-wiremesh-executed");
 /// Which call this is and who sent it into the mesh.

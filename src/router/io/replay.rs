@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     task::{Context, Poll, Waker, ready},
 };
 
@@ -11,6 +11,8 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::account::Received;
 
 /// A body of which more than this was passed on is not sent a second time.
 pub const REPLAY_BUFFER_BYTES: usize = 64 * 1024;
@@ -52,7 +54,16 @@ impl Replay {
             intact: true,
             attempt: 0,
             waiting: None,
+            received: None,
         }))))
+    }
+
+    /// The same; what comes from the client is counted in `received`.
+    pub fn counting(self, received: Option<Received>) -> Replay {
+        if let Some(state) = &self.0 {
+            lock(state).received = received;
+        }
+        self
     }
 
     /// The body for the next attempt, from its beginning. The one before it ends.
@@ -149,6 +160,7 @@ struct State {
     intact: bool,
     attempt: u64,
     waiting: Option<Waker>,
+    received: Option<Received>,
 }
 
 impl State {
@@ -218,6 +230,9 @@ impl State {
     fn keep(&mut self, frame: &Frame<Bytes>) {
         // Trailers are rare, and a body that has them has ended: not worth remembering.
         let data = frame.data_ref();
+        if let (Some(received), Some(data)) = (&self.received, data) {
+            received.fetch_add(data.len() as u64, Ordering::Relaxed);
+        }
         self.kept_bytes = self.kept_bytes.saturating_add(data.map_or(usize::MAX, Bytes::len));
         self.intact &= self.kept_bytes <= REPLAY_BUFFER_BYTES;
         if let (true, Some(data)) = (self.intact, data) {
