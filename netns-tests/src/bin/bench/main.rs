@@ -9,6 +9,9 @@
 
 mod basics;
 mod overlay;
+mod programs;
+mod statistics;
+mod table;
 
 use std::{
     os::unix::process::CommandExt,
