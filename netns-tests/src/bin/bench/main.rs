@@ -4,11 +4,13 @@
 //! cargo run --release -p netns-tests --bin bench -- basics
 //! cargo run --release -p netns-tests --bin bench -- overlay
 //! cargo run --release -p netns-tests --bin bench -- router
+//! cargo run --release -p netns-tests --bin bench -- faults
 //! ```
 //!
 //! Run by cargo it first has cargo build what it measures. Run by itself it measures what is beside it.
 
 mod basics;
+mod faults;
 mod http1;
 mod overlay;
 mod programs;
@@ -57,6 +59,8 @@ enum What {
     /// Others are looked for in target/peers/bin (where `netns-tests/run --peers` installs them) and in PATH, or taken
     /// from where NGINX, HAPROXY, SGLANG_ROUTER, VLLM_ROUTER, SMG and LITELLM say.
     Router(router::Options),
+    /// What is seen through wiremesh and the same routers when workers and clients fail
+    Faults(faults::Options),
     /// The model server that the others are measured in front of
     #[command(hide = true)]
     Upstream(upstream::Arguments),
@@ -119,6 +123,7 @@ fn inside(arguments: &Arguments, scratch: &Path) -> anyhow::Result<()> {
         What::Basics(options) => basics::run(&mut Lab::new(scratch)?, options, arguments.json),
         What::Overlay(options) => overlay::run(scratch, &wiremesh_binary()?, options, arguments.json),
         What::Router(options) => router::run(scratch, options, arguments.json),
+        What::Faults(options) => faults::run(scratch, options, arguments.json),
         What::Upstream(_) => anyhow::bail!("it needs no sandbox"),
     }
 }
