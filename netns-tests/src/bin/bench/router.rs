@@ -73,7 +73,14 @@ pub struct Options {
 /// What one measured of another in one round.
 type Numbers = BTreeMap<String, f64>;
 /// What was measured in one round, by name.
-type Round = BTreeMap<String, Result<Numbers, String>>;
+type Round = BTreeMap<String, Measured>;
+
+/// What one measured of another in one round, and what could not be.
+#[derive(Clone, Debug, Default)]
+struct Measured {
+    numbers: Numbers,
+    failed: Vec<String>,
+}
 
 /// Everything that was measured, and where.
 pub struct Results<'a> {
@@ -213,21 +220,21 @@ impl Results<'_> {
             let mut round = Round::new();
             for at in &order {
                 let (name, target) = &place.targets[*at];
-                let measured = place.node.block_on(|| measure_one(target, self.length()));
-                round.insert(name.clone(), measured.map_err(|error| format!("{error:#}")));
+                let measured = place.node.block_on(|| async { Ok(measure_one(target, self.length()).await) })?;
+                round.insert(name.clone(), measured);
             }
             if number == 0 && self.options.streams > 0 {
                 place.streams(HELD_STREAM)?;
                 for at in &order {
                     let (name, target) = &place.targets[*at];
                     let held = place.node.block_on(|| load::hold(target, self.options.streams, HOLD_LIMIT));
-                    match (held, round.get_mut(name)) {
-                        (Ok(held), Some(Ok(numbers))) => {
-                            numbers.insert("resident_streams".to_owned(), held.resident_mb);
-                            numbers.insert("open_streams".to_owned(), held.open as f64);
+                    let measured = round.entry(name.clone()).or_default();
+                    match held {
+                        Ok(held) => {
+                            measured.numbers.insert("resident_streams".to_owned(), held.resident_mb);
+                            measured.numbers.insert("open_streams".to_owned(), held.open as f64);
                         }
-                        (Ok(_), _) => {}
-                        (Err(error), _) => eprintln!("  {name}: holding streams open: {error:#}"),
+                        Err(error) => measured.failed.push(format!("open streams: {error:#}")),
                     }
                 }
             }
@@ -245,10 +252,17 @@ impl Results<'_> {
     }
 }
 
-async fn measure_one(target: &Target, length: Duration) -> anyhow::Result<Numbers> {
-    let mut numbers = Numbers::new();
+/// Every measure of a round. One that fails leaves its figures out and the others in.
+async fn measure_one(target: &Target, length: Duration) -> Measured {
+    let Measured { mut numbers, mut failed } = Measured::default();
     for connections in CONCURRENCIES {
-        let asked = load::ask(target, connections, length).await?;
+        let asked = match load::ask(target, connections, length).await {
+            Ok(asked) => asked,
+            Err(error) => {
+                failed.push(format!("{connections} connections: {error:#}"));
+                continue;
+            }
+        };
         let mut put = |key: &str, number: f64| _ = numbers.insert(format!("{key}_{connections}"), number);
         put("p50", asked.p50);
         put("p99", asked.p99);
@@ -259,18 +273,21 @@ async fn measure_one(target: &Target, length: Duration) -> anyhow::Result<Number
             put("resident", asked.resident_mb);
         }
     }
-    let streamed = load::stream(target, STREAMS, length).await?;
-    numbers.insert("first".to_owned(), streamed.first_micros);
-    numbers.insert("event".to_owned(), streamed.event_micros);
-    numbers.insert("event_p99".to_owned(), streamed.event_p99_micros);
-    Ok(numbers)
+    match load::stream(target, STREAMS, length).await {
+        Ok(streamed) => numbers.extend([
+            ("first".to_owned(), streamed.first_micros),
+            ("event".to_owned(), streamed.event_micros),
+            ("event_p99".to_owned(), streamed.event_p99_micros),
+        ]),
+        Err(error) => failed.push(format!("streams: {error:#}")),
+    }
+    Measured { numbers, failed }
 }
 
 /// Says for each what it added to the upstream itself.
 fn add(round: &mut Round) {
-    let Some(Ok(direct)) = round.get(DIRECT).cloned() else { return };
-    for (_, numbers) in round.iter_mut().filter(|(name, _)| *name != DIRECT) {
-        let Ok(numbers) = numbers else { continue };
+    let Some(Measured { numbers: direct, .. }) = round.get(DIRECT).cloned() else { return };
+    for (_, Measured { numbers, .. }) in round.iter_mut().filter(|(name, _)| *name != DIRECT) {
         for figure in FIGURES {
             let Some(of) = figure.added_to else { continue };
             if let (Some(number), Some(direct)) = (numbers.get(of), direct.get(of)) {
@@ -287,16 +304,16 @@ mod tests {
 
     #[test]
     fn what_is_added_is_the_difference_to_the_upstream_of_the_same_round() {
-        let numbers = |p50: f64| Ok(Numbers::from([("p50_1".to_owned(), p50)]));
+        let measured = |p50: f64| Measured { numbers: [("p50_1".to_owned(), p50)].into(), failed: Vec::new() };
         let mut round = Round::from([
-            (DIRECT.to_owned(), numbers(40.0)),
-            (WIREMESH.to_owned(), numbers(100.0)),
-            ("nginx".to_owned(), Err("failed".to_owned())),
+            (DIRECT.to_owned(), measured(40.0)),
+            (WIREMESH.to_owned(), measured(100.0)),
+            ("nginx".to_owned(), Measured::default()),
         ]);
 
         add(&mut round);
 
-        assert_eq!(round[WIREMESH].as_ref().unwrap()["added_p50_1"], 60.0);
-        assert!(!round[DIRECT].as_ref().unwrap().contains_key("added_p50_1"));
+        assert_eq!(round[WIREMESH].numbers["added_p50_1"], 60.0);
+        assert!(!round[DIRECT].numbers.contains_key("added_p50_1"));
     }
 }

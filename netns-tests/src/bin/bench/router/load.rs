@@ -195,7 +195,8 @@ pub async fn hold(target: &Target, streams: usize, limit: Duration) -> anyhow::R
         }
     };
     let open = begun.get();
-    anyhow::ensure!(open > 0, "no stream was opened: {}", why.map(|why| format!("{why:#}")).unwrap_or_default());
+    let why = why.map_or_else(|| format!("none began within {limit:?}"), |why| format!("{why:#}"));
+    anyhow::ensure!(open > 0, "{why}");
     Ok(Held { open: clients.len().min(open), resident_mb })
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::{
-    Numbers, Results,
+    Measured, Numbers, Results,
     figures::{FIGURES, TARGETS, Target, To},
 };
 use crate::{
@@ -26,14 +26,10 @@ struct Judged {
 }
 
 /// One line about what was measured of one of them in a round.
-pub fn progress(measured: &Result<Numbers, String>) -> String {
-    let numbers = match measured {
-        Ok(numbers) => numbers,
-        Err(why) => return format!("failed: {why}"),
-    };
+pub fn progress(measured: &Measured) -> String {
     let shown = ["p50_1", "rate_1", "rate_32", "rate_256", "cpu_32", "resident_256", "event", "resident_streams"];
-    let shown = shown.iter().filter_map(|key| Some(format!("{key} {:.1}", numbers.get(*key)?)));
-    shown.collect::<Vec<_>>().join(" · ")
+    let shown = shown.iter().filter_map(|key| Some(format!("{key} {:.1}", measured.numbers.get(*key)?)));
+    shown.chain(measured.failed.iter().map(|why| format!("failed: {why}"))).collect::<Vec<_>>().join(" · ")
 }
 
 /// Everything as one JSON document.
@@ -65,10 +61,7 @@ pub fn json(results: &Results<'_>) -> Value {
         })
         .collect();
     let rounds = results.orders.iter().zip(&results.rounds).map(|(order, round)| {
-        let measured: BTreeMap<&String, Value> = round
-            .iter()
-            .map(|(name, one)| (name, one.as_ref().map_or_else(|why| json!({ "failed": why }), |ok| json!(ok))))
-            .collect();
+        let measured: BTreeMap<&String, &Numbers> = round.iter().map(|(name, one)| (name, &one.numbers)).collect();
         json!({ "order": order, "measured": measured })
     });
     json!({
@@ -77,6 +70,7 @@ pub fn json(results: &Results<'_>) -> Value {
         "missing": missing,
         "figures": figures,
         "targets": targets,
+        "failures": failures(results),
         "rounds": rounds.collect::<Vec<_>>(),
     })
 }
@@ -96,18 +90,14 @@ pub fn table(results: &Results<'_>) {
     println!();
     let names = results.measured.iter().map(|(name, _)| name.clone()).collect();
     print_aligned(&[vec![("median (range under it)".to_owned(), names)], rows(results)].concat());
-    for (number, round) in results.rounds.iter().enumerate() {
-        for (name, why) in round.iter().filter_map(|(name, one)| Some((name, one.as_ref().err()?))) {
-            println!("failed in round {}: {name}: {why}", number + 1);
-        }
-    }
+    failures(results).iter().for_each(|failure| println!("failed: {failure}"));
     print_verdicts(results);
 }
 
 impl Results<'_> {
     /// A figure of one of them, by rounds.
     fn of(&self, name: &str, key: &str) -> PerRound {
-        let number = |round: usize| self.rounds.get(round)?.get(name)?.as_ref().ok()?.get(key).copied();
+        let number = |round: usize| self.rounds.get(round)?.get(name)?.numbers.get(key).copied();
         (0..self.rounds.len()).filter_map(|round| Some((round, number(round)?))).collect()
     }
 
@@ -190,6 +180,15 @@ fn rows(results: &Results<'_>) -> Vec<Row> {
         }
     }
     rows
+}
+
+fn failures(results: &Results<'_>) -> Vec<String> {
+    let rounds = results.rounds.iter().enumerate();
+    let all = rounds.flat_map(|(number, round)| round.iter().map(move |(name, one)| (number, name, one)));
+    all.flat_map(|(number, name, one)| {
+        one.failed.iter().map(move |why| format!("round {}, {name}, {why}", number + 1))
+    })
+    .collect()
 }
 
 fn machine(results: &Results<'_>) -> BTreeMap<&'static str, String> {
