@@ -62,7 +62,7 @@ pub struct Options {
     /// Not these
     #[arg(long, value_delimiter = ',')]
     without: Vec<String>,
-    /// Streams that are held open, in the first round; 0 for none
+    /// Streams that are held open, at the end; 0 for none
     #[arg(long, default_value_t = 1000)]
     streams: usize,
     /// The order within the rounds is drawn from this; drawn itself when not given
@@ -223,7 +223,8 @@ impl Results<'_> {
                 let measured = place.node.block_on(|| async { Ok(measure_one(target, self.length()).await) })?;
                 round.insert(name.clone(), measured);
             }
-            if number == 0 && self.options.streams > 0 {
+            // At the end: some are not themselves after it.
+            if number + 1 == self.options.rounds && self.options.streams > 0 {
                 place.streams(HELD_STREAM)?;
                 for at in &order {
                     let (name, target) = &place.targets[*at];
