@@ -13,10 +13,16 @@ pub const WORKER: HeaderName = HeaderName::from_static("x-wiremesh-worker");
 pub const PATH: HeaderName = HeaderName::from_static("x-wiremesh-path");
 /// How we knew who answers.
 pub const SOURCE: HeaderName = HeaderName::from_static("x-wiremesh-source");
+/// Asks for [`ROUTE`]; heeded if it comes from a local client.
+pub const EXPLAIN: HeaderName = HeaderName::from_static("x-wiremesh-explain");
+/// Why the request went where it went.
+pub const ROUTE: HeaderName = HeaderName::from_static("x-wiremesh-route");
 /// Whether a request that was not answered was executed.
 pub const EXECUTED: HeaderName = HeaderName::from_static("x-wiremesh-executed");
 /// Which call this is and who sent it into the mesh.
 pub const VIA: HeaderName = HeaderName::from_static("x-wiremesh-via");
+/// The model that a request is for, between agents: the first has read it from the body.
+pub const MODEL: HeaderName = HeaderName::from_static("x-wiremesh-model");
 /// The client's own `authorization`, while a proof stands in its place.
 pub const AUTHORIZATION: HeaderName = HeaderName::from_static("x-wiremesh-authorization");
 /// Names a request across machines and logs.

@@ -3,12 +3,18 @@
 //! Everything a request waits for is awaited inside one future; when its client leaves, the future is dropped, and with it
 //! every connection, place in line and body it holds.
 
+mod account;
 mod answer;
 mod attempt;
 mod believed;
 mod door;
+mod elsewhere;
+mod finish;
 mod heard;
+mod here;
+mod openai;
 mod outbound;
+mod outgoing;
 mod overlay;
 mod prober;
 mod replay;
@@ -27,6 +33,7 @@ use std::{
     time::Instant,
 };
 
+pub use account::Audience;
 pub use answer::{Answer, AnswerBody, refuse};
 pub use door::{ApiKey, Surface};
 use hyper_rustls::{ConfigBuilderExt, HttpsConnector};
@@ -36,7 +43,7 @@ use hyper_util::{
 };
 pub use overlay::CONNECT_TIMEOUT;
 use rand::{SeedableRng, rngs::SmallRng};
-pub use replay::REPLAY_BUFFER_BYTES;
+pub use replay::{ALL_AHEAD_BYTES, MAX_AHEAD_BYTES, REPLAY_BUFFER_BYTES};
 pub use serve::{MAX_CONNECTIONS, serve};
 use wiremesh_certs::NodeName;
 
@@ -65,6 +72,8 @@ pub struct Parts {
     pub prove: Prove,
     /// Whether we carry overlay packets; if not, tunnels are the only way to others.
     pub overlay: bool,
+    /// Who wants to know how requests end.
+    pub audience: Audience,
     /// The only source of chance.
     pub seed: u64,
 }
@@ -93,6 +102,8 @@ impl Router {
                 rng: Mutex::new(SmallRng::seed_from_u64(parts.seed)),
                 counters: Counters::default(),
                 draining: AtomicBool::new(false),
+                models: openai::Models::default(),
+                peeks: openai::room(),
                 parts,
             }),
         })
@@ -136,6 +147,10 @@ struct Shared {
     rng: Mutex<SmallRng>,
     counters: Counters,
     draining: AtomicBool,
+    /// What others serve, as they said a moment ago.
+    models: openai::Models,
+    /// Room for what is read ahead of bodies.
+    peeks: Arc<tokio::sync::Semaphore>,
 }
 
 impl Shared {
@@ -147,9 +162,11 @@ impl Shared {
         self.draining.load(Ordering::Relaxed)
     }
 
-    fn first_byte(&self, arrived_at: Instant) {
+    /// Counts how long it took to the head of an answer, and says it.
+    fn first_byte(&self, arrived_at: Instant) -> std::time::Duration {
         let took = clock::now().saturating_duration_since(arrived_at);
         self.counters.first_byte_seconds.observe(took.as_secs_f64());
+        took
     }
 }
 
@@ -181,6 +198,10 @@ fn client(
         .pool_idle_timeout(idle_for)
         .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS);
     Ok(builder.build(connector))
+}
+
+fn header(text: &str) -> http::HeaderValue {
+    http::HeaderValue::try_from(text).expect("names and identifiers are visible ASCII")
 }
 
 /// A panic elsewhere while a lock was held leaves nothing half done behind it.

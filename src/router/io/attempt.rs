@@ -1,24 +1,20 @@
 //! One attempt: a request sent one way to one worker, until the head of its answer.
 
-use std::{
-    future::Future,
-    pin::pin,
-    time::{Duration, Instant},
-};
+use std::{future::Future, pin::pin, time::Duration};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, header, uri::PathAndQuery};
+use http::{HeaderName, HeaderValue, Method, Request, Response, Uri, header, uri::PathAndQuery};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use wiremesh_certs::{NodeId, TunnelUrl};
 
 use super::{
     Shared,
+    outgoing::Outgoing,
     overlay::{Lease, NoConnection, Sign, dial},
-    replay::{AttemptBody, Replay},
+    replay::AttemptBody,
 };
 use crate::{
-    clock,
-    router::{Failure, Needs, Path, Refusal, Worker, headers},
+    router::{Failure, Path, Refusal, Worker, headers},
     services::Upstream,
 };
 
@@ -34,41 +30,6 @@ const TUNNEL_QUESTION_EVERY: Duration = Duration::from_secs(10);
 pub(super) const TUNNEL_QUESTION_TIMEOUT: Duration = Duration::from_secs(6);
 /// What is asked.
 pub(super) const LIVE: &str = "/health/live";
-
-/// A request as every attempt sends it.
-pub(super) struct Outgoing {
-    pub method: Method,
-    /// Path and query as the client sent them.
-    pub asked: PathAndQuery,
-    pub needs: Needs,
-    /// End-to-end headers, with the call and the request id.
-    pub headers: HeaderMap,
-    /// What the connection is to become.
-    pub upgrade: Option<HeaderValue>,
-    pub arrived_at: Instant,
-    /// Whether our client is a program that uses the mesh, not another agent of it.
-    pub to_client: bool,
-    pub replay: Replay,
-}
-
-impl Outgoing {
-    fn request(&self, uri: Uri) -> Request<AttemptBody> {
-        let mut request = Request::new(self.replay.attempt());
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = uri;
-        *request.headers_mut() = self.headers.clone();
-        if let Some(upgrade) = &self.upgrade {
-            request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-            request.headers_mut().insert(header::UPGRADE, upgrade.clone());
-        }
-        request
-    }
-
-    /// What a connection that broke before the answer means.
-    fn broken(&self) -> Failure {
-        if self.replay.is_untouched() { Failure::Unreachable } else { Failure::Uncertain }
-    }
-}
 
 /// An attempt that failed.
 pub(super) struct Failed {
@@ -259,12 +220,6 @@ impl Shared {
         let refusal = full.then(|| Refusal::Full(retry_after.unwrap_or(Duration::from_secs(1))));
         let why = format!("refused over the {path} with status {}", answer.status().as_u16());
         Err(Failed { failure, on_the_way: false, refusal, why })
-    }
-
-    /// Notes how long an attempt took to the head of its answer.
-    pub(super) fn timing(hop: &str, began_at: Instant) -> Option<HeaderValue> {
-        let took = clock::now().saturating_duration_since(began_at);
-        HeaderValue::try_from(format!("{hop};dur={:.3}", took.as_secs_f64() * 1000.0)).ok()
     }
 }
 

@@ -16,9 +16,10 @@ use wiremesh_certs::{NodeId, ProofChecker, TrustStore};
 
 use super::{
     Router, Shared,
+    account::Account,
     answer::{Answer, AnswerBody, refuse},
     believed::Believed,
-    lock,
+    lock, openai,
     outbound::Whence,
     serve::Connections,
 };
@@ -32,7 +33,7 @@ use crate::{
     services,
 };
 
-/// What is called below this goes to a service; everything else is a page.
+/// What is called below this goes to a service, as does what names a model; everything else is a page.
 const SERVICES: &str = "/service/";
 
 /// The key that local clients show. Compared by hash: how long that takes says nothing about the key.
@@ -86,7 +87,12 @@ impl Router {
 
     fn surface(&self, door: Door, report: Arc<dyn Report>, more: Pages) -> Surface {
         let shared = self.shared.clone();
+        let whence = match door {
+            Door::Local(_) => Whence::Client,
+            Door::Overlay(_) | Door::Ingress(_) => Whence::Member,
+        };
         let pages = pages(shared.clone(), report)
+            .merge(openai::pages(shared.clone(), whence))
             .merge(more)
             .fallback(async |asked: axum::extract::Request| no_page(&Refusal::NotFound, &asked))
             .method_not_allowed_fallback(async |asked: axum::extract::Request| no_page(&Refusal::Method, &asked));
@@ -97,11 +103,19 @@ impl Router {
 impl Surface {
     /// Answers one request from `peer`.
     pub async fn answer(&self, mut request: Request<Incoming>, peer: SocketAddr) -> Answer {
+        if !is_call(&request) {
+            return self.answer_one(request, peer).await;
+        }
+        let account = Account::open(&self.shared, &mut request, matches!(self.door, Door::Local(_)));
+        account.answered(self.answer_one(request, peer).await)
+    }
+
+    async fn answer_one(&self, mut request: Request<Incoming>, peer: SocketAddr) -> Answer {
         let believed = match self.let_in(&mut request, peer) {
             Ok(believed) => believed,
             Err(refusal) => return self.keep_out(&refusal, &request, peer),
         };
-        if request.uri().path().starts_with(SERVICES) {
+        if is_call(&request) {
             return self.answer_call(request, believed).await;
         }
         let id = self.shared.request_id(request.headers());
@@ -185,6 +199,11 @@ impl Surface {
     }
 }
 
+/// Whether a request is for a service or a model.
+fn is_call(request: &Request<Incoming>) -> bool {
+    request.uri().path().starts_with(SERVICES) || openai::is_call(request)
+}
+
 /// Who proves who they are and may not come in is told so; who proves nothing is asked for a proof.
 fn refusal_of(refused: &wiremesh_certs::Refused) -> Refusal {
     match refused {
@@ -222,11 +241,11 @@ async fn routes(
     State(shared): State<Arc<Shared>>,
     axum::extract::Path(service): axum::extract::Path<String>,
 ) -> Result<Json<serde_json::Value>, (StatusCode, String)> {
-    let service = service.parse().map_err(|_| {
+    let service: wiremesh_certs::ServiceName = service.parse().map_err(|_| {
         let refusal = Refusal::Path(crate::router::BadPath::Service);
         (refusal.status(), refusal.body(""))
     })?;
-    Ok(Json(shared.explain(&service).await))
+    Ok(Json(shared.explain(&service).await.json(service.as_str())))
 }
 
 async fn ready(State(known): State<Known>) -> impl IntoResponse {

@@ -78,7 +78,12 @@ impl Pool {
         let connections = self.connections(address);
         match connections.open_one() {
             Some(lease) => Ok(lease),
-            None => connections.connect(address).await,
+            None => {
+                let asked_at = clock::now();
+                let mut lease = connections.connect(address).await?;
+                lease.2 = clock::now().saturating_duration_since(asked_at);
+                Ok(lease)
+            }
         }
     }
 
@@ -185,8 +190,9 @@ pub enum Sign {
     Closed,
 }
 
-/// A place on a connection, for one request until the end of its answer; and when the connection was used before.
-pub struct Lease(Arc<Connection>, Instant);
+/// A place on a connection, for one request until the end of its answer; when the connection was used before;
+/// how long it took to be made.
+pub struct Lease(Arc<Connection>, Instant, Duration);
 
 impl Lease {
     /// Sends a request. A request that comes back in the error was not sent.
@@ -221,10 +227,15 @@ impl Lease {
         self.0.dead.cancel();
     }
 
+    /// How long the request waited for the connection to be made; nothing if it was open.
+    pub fn waited_for(&self) -> Duration {
+        self.2
+    }
+
     fn new(connection: Arc<Connection>) -> Lease {
         connection.streams.fetch_add(1, Ordering::Relaxed);
         let used_at = std::mem::replace(&mut *lock(&connection.used_at), clock::now());
-        Lease(connection, used_at)
+        Lease(connection, used_at, Duration::ZERO)
     }
 }
 

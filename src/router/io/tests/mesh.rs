@@ -1,6 +1,7 @@
 //! Agents of one mesh on loopback addresses, real servers and real clients, for the router's tests.
 
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
     net::SocketAddr,
     sync::{Arc, Mutex},
@@ -40,6 +41,7 @@ pub type Body = BoxBody<Bytes, String>;
 pub const DAY: Duration = Duration::from_secs(86_400);
 
 pub struct Mesh {
+    pub audience: crate::router::io::Audience,
     authority: Authority,
     pub trust: Arc<TrustStore>,
     rng: Mutex<StdRng>,
@@ -57,7 +59,7 @@ impl Mesh {
             CaParameters { mesh: "test".parse().unwrap(), network: "127.0.0.0/8".parse().unwrap(), lifetime: DAY };
         let authority = Authority::create(&parameters, clock::unix(), &mut rng).unwrap();
         let trust = Arc::new(TrustStore::new(Trust::new(authority.certificate().clone())));
-        Mesh { authority, trust, rng: Mutex::new(rng) }
+        Mesh { audience: Default::default(), authority, trust, rng: Mutex::new(rng) }
     }
 
     /// A key and a certificate for it.
@@ -105,6 +107,7 @@ impl Mesh {
             directory: directory.clone(),
             prove,
             overlay: true,
+            audience: self.audience.clone(),
             seed: u64::from(last_byte),
         })
         .unwrap();
@@ -161,13 +164,11 @@ impl Service {
     }
 
     fn config(&self) -> ServiceConfig {
+        let upstream = format!("http://{}", self.upstream).parse().unwrap();
         ServiceConfig {
-            name: self.name.parse().unwrap(),
-            upstream: format!("http://{}", self.upstream).parse().unwrap(),
-            health: "/".into(),
-            command: Vec::new(),
-            max_concurrency: self.max_concurrency,
+            max_concurrency: Some(self.max_concurrency),
             queue: self.queue,
+            ..ServiceConfig::new(self.name.parse().unwrap(), upstream)
         }
     }
 }
@@ -210,6 +211,17 @@ impl Agent {
         *self.directory.workers.lock().unwrap() = workers.into_iter().collect();
     }
 
+    /// Its service serves these models.
+    pub fn serves(&self, models: &[&str]) {
+        let service = self.services.configured().next().unwrap().clone();
+        self.services.set_models(&service, models);
+    }
+
+    /// These workers are found by this, and by what else it is found by nobody.
+    pub fn knows_by(&self, offer: Offer, workers: impl IntoIterator<Item = Worker>) {
+        self.directory.by_offer.lock().unwrap().insert(offer, workers.into_iter().collect());
+    }
+
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.local)
     }
@@ -237,16 +249,19 @@ pub async fn nobody(last_byte: u8) -> Worker {
 #[derive(Default)]
 pub struct Directory {
     pub workers: Mutex<Vec<Worker>>,
+    /// Where this has an answer, it is the answer.
+    pub by_offer: Mutex<BTreeMap<Offer, Vec<Worker>>>,
     pub forgotten: Mutex<Vec<NodeId>>,
 }
 
 impl Find for Directory {
-    fn find<'a>(&'a self, _: &'a ServiceName) -> BoxFuture<'a, Found> {
-        let workers = self.workers.lock().unwrap().clone();
+    fn find<'a>(&'a self, offer: &'a Offer) -> BoxFuture<'a, Found> {
+        let known = self.by_offer.lock().unwrap().get(offer).cloned();
+        let workers = known.unwrap_or_else(|| self.workers.lock().unwrap().clone());
         std::future::ready(Found { workers, source: Source::Dht }).boxed()
     }
 
-    fn forget(&self, _: &ServiceName, worker: &NodeId) {
+    fn forget(&self, _: &Offer, worker: &NodeId) {
         self.forgotten.lock().unwrap().push(*worker);
     }
 }
