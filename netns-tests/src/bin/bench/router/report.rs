@@ -185,10 +185,8 @@ fn rows(results: &Results<'_>) -> Vec<Row> {
 fn failures(results: &Results<'_>) -> Vec<String> {
     let rounds = results.rounds.iter().enumerate();
     let all = rounds.flat_map(|(number, round)| round.iter().map(move |(name, one)| (number, name, one)));
-    all.flat_map(|(number, name, one)| {
-        one.failed.iter().map(move |why| format!("round {}, {name}, {why}", number + 1))
-    })
-    .collect()
+    all.flat_map(|(number, name, one)| one.failed.iter().map(move |why| format!("round {}, {name}, {why}", number + 1)))
+        .collect()
 }
 
 fn machine(results: &Results<'_>) -> BTreeMap<&'static str, String> {
