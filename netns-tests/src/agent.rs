@@ -43,6 +43,7 @@ pub struct Agent {
     called: Option<String>,
     configuration: String,
     refused: Vec<Refused>,
+    log_filter: String,
     folder: PathBuf,
     place: Arc<Place>,
 }
@@ -69,6 +70,7 @@ impl Agent {
             called: None,
             configuration: String::new(),
             refused: Vec::new(),
+            log_filter: LOG_FILTER.to_owned(),
             folder,
             place,
         })
@@ -115,6 +117,12 @@ impl Agent {
         self
     }
 
+    /// It will log this much, and not as much as helps to understand a story that failed.
+    pub fn logging(mut self, filter: &str) -> Agent {
+        self.log_filter = filter.to_owned();
+        self
+    }
+
     /// Its kernel will refuse these things.
     pub fn refused(mut self, refused: &[Refused]) -> Agent {
         self.refused = refused.to_owned();
@@ -150,7 +158,7 @@ impl Agent {
     pub fn launch(&mut self) -> anyhow::Result<()> {
         self.process = None;
         let mut command = self.place.wiremesh_refused(&self.node, &self.refused)?;
-        command.arg("agent").arg("--config").arg(self.config()).env("RUST_LOG", LOG_FILTER);
+        command.arg("agent").arg("--config").arg(self.config()).env("RUST_LOG", &self.log_filter);
         let what = format!("agent {}", self.name());
         self.process = Some(Process::start(&what, command, &self.folder.join("agent.log"))?);
         Ok(())

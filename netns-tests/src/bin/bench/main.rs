@@ -3,12 +3,23 @@
 //! ```text
 //! cargo run --release -p netns-tests --bin bench -- basics
 //! cargo run --release -p netns-tests --bin bench -- overlay
+//! cargo run --release -p netns-tests --bin bench -- router
+//! cargo run --release -p netns-tests --bin bench -- faults
 //! ```
 //!
 //! Run by cargo it first has cargo build what it measures. Run by itself it measures what is beside it.
 
 mod basics;
+mod faults;
+mod http1;
 mod overlay;
+mod programs;
+mod router;
+mod routers;
+mod statistics;
+mod table;
+mod tree;
+mod upstream;
 
 use std::{
     os::unix::process::CommandExt,
@@ -43,6 +54,16 @@ enum What {
     /// from where WIREGUARD_GO, BORINGTUN, GOTATUN and NEBULA say. WIREMESH_BIN names another wiremesh than the one
     /// beside this program.
     Overlay(overlay::Options),
+    /// A request through wiremesh, beside nginx, haproxy and the routers for model servers
+    ///
+    /// Others are looked for in target/peers/bin (where `netns-tests/run --peers` installs them) and in PATH, or taken
+    /// from where NGINX, HAPROXY, SGLANG_ROUTER, VLLM_ROUTER, SMG and LITELLM say.
+    Router(router::Options),
+    /// What is seen through wiremesh and the same routers when workers and clients fail
+    Faults(faults::Options),
+    /// The model server that the others are measured in front of
+    #[command(hide = true)]
+    Upstream(upstream::Arguments),
 }
 
 /// Set by a signal that asks us to end.
@@ -50,9 +71,10 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let done = match sandbox::scratch() {
-        Some(scratch) => inside(&arguments, &scratch).map(|()| ExitCode::SUCCESS),
-        None => build().and_then(|()| enter()),
+    let done = match (&arguments.what, sandbox::scratch()) {
+        (What::Upstream(arguments), _) => upstream::run(arguments).map(|()| ExitCode::SUCCESS),
+        (_, Some(scratch)) => inside(&arguments, &scratch).map(|()| ExitCode::SUCCESS),
+        (_, None) => build().and_then(|()| enter()),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
@@ -100,6 +122,9 @@ fn inside(arguments: &Arguments, scratch: &Path) -> anyhow::Result<()> {
     match &arguments.what {
         What::Basics(options) => basics::run(&mut Lab::new(scratch)?, options, arguments.json),
         What::Overlay(options) => overlay::run(scratch, &wiremesh_binary()?, options, arguments.json),
+        What::Router(options) => router::run(scratch, options, arguments.json),
+        What::Faults(options) => faults::run(scratch, options, arguments.json),
+        What::Upstream(_) => anyhow::bail!("it needs no sandbox"),
     }
 }
 

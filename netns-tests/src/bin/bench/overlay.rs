@@ -20,7 +20,6 @@ mod measures;
 mod place;
 mod report;
 mod silent;
-mod statistics;
 mod traffic;
 mod udp;
 
@@ -36,10 +35,11 @@ use wiremesh::clock;
 
 use self::{
     figures::Measure,
-    implementations::{Implementation, Missing},
+    implementations::Implementation,
     measures::Numbers,
     place::{Cable, Place},
 };
+use crate::{programs::Missing, table};
 
 /// Until the other end answers for the first time.
 const REACHABLE_LIMIT: Duration = Duration::from_secs(20);
@@ -123,7 +123,7 @@ pub fn run(scratch: &Path, wiremesh: &Path, options: &Options, as_json: bool) ->
         options,
         seed,
         cable: Cable { mtu: options.mtu, udp_segmentation: !options.no_udp_segmentation },
-        load_before: report::load(),
+        load_before: table::load(),
         implementations,
         missing,
         mtus: BTreeMap::new(),

@@ -1,13 +1,9 @@
 //! What the programs under test use: processor time, memory, wake-ups.
 
-use std::{fs, thread, time::Duration};
+use std::{fs, time::Duration};
 
 use netns_tests::Process;
 use nix::unistd::Pid;
-use wiremesh::clock;
-
-/// A program that was started is asked this often whether it is ready.
-const ASK_EVERY: Duration = Duration::from_millis(50);
 
 /// The programs of one implementation, one at each end. The kernel's own paths have none.
 #[derive(Default)]
@@ -80,23 +76,6 @@ impl Daemons {
     /// How often each of them has begun to wait for something so far. Each wait ends with a wake-up.
     pub fn waits(&self) -> anyhow::Result<Vec<u64>> {
         self.watched.iter().map(|watched| waits_of(watched.process.pid())).collect()
-    }
-}
-
-/// Asks until `process` is so far as to answer. Once it has ended nobody asks again.
-pub fn until_ready<T>(
-    process: &mut Process,
-    limit: Duration,
-    mut ask: impl FnMut() -> anyhow::Result<T>,
-) -> anyhow::Result<T> {
-    let deadline = clock::now() + limit;
-    loop {
-        process.expect_running()?;
-        match ask() {
-            Ok(answer) => return Ok(answer),
-            Err(error) if clock::now() >= deadline => return Err(error.context(format!("not ready after {limit:?}"))),
-            Err(_) => thread::sleep(ASK_EVERY),
-        }
     }
 }
 

@@ -2,10 +2,8 @@
 
 use clap::ValueEnum;
 
-use super::{
-    implementations::{NEBULA, RAW, REFERENCE},
-    statistics::{Aim, Spread, Verdict},
-};
+use super::implementations::{NEBULA, RAW, REFERENCE};
+use crate::statistics::{Aim, Spread, Verdict};
 
 /// One thing that is done to each implementation in each round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]

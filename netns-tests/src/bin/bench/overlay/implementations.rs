@@ -5,11 +5,9 @@ mod wireguard;
 mod wiremesh;
 
 use std::{
-    env,
     ffi::OsStr,
     net::IpAddr,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use netns_tests::Process;
@@ -22,6 +20,7 @@ use super::{
     figures::Measure,
     place::{Place, Side},
 };
+use crate::programs::{Missing, found, version_of};
 
 /// The kernel's own path, without an overlay.
 pub const RAW: &str = "raw";
@@ -168,45 +167,6 @@ impl Running {
             Side::Far => self.addresses[1],
         }
     }
-}
-
-/// An implementation that cannot be measured here.
-#[derive(Clone, Debug)]
-pub struct Missing {
-    /// What it is called in the results.
-    pub name: String,
-    /// Where it was not.
-    pub looked: String,
-}
-
-/// Where a program is: where `variable` says, in the folder that `netns-tests/run --peers` installs into, or in PATH.
-fn found(name: &str, program: &str, variable: &str) -> Result<PathBuf, Missing> {
-    if let Some(path) = env::var_os(variable) {
-        let path = PathBuf::from(path);
-        let looked = format!("{variable} says {}, which is not there", path.display());
-        return if path.exists() { Ok(path) } else { Err(Missing { name: name.to_owned(), looked }) };
-    }
-    let installed = installed_peers();
-    let path = env::var_os("PATH").unwrap_or_default();
-    let mut folders = installed.clone().into_iter().chain(env::split_paths(&path));
-    folders.find(|folder| folder.join(program).is_file()).map(|folder| folder.join(program)).ok_or_else(|| Missing {
-        name: name.to_owned(),
-        looked: format!(
-            "no {program} in PATH or target/peers/bin, and {variable} is not set (netns-tests/run --peers)"
-        ),
-    })
-}
-
-/// `target/peers/bin`, beside the folder of the profile that we were built with.
-fn installed_peers() -> Option<PathBuf> {
-    Some(env::current_exe().ok()?.parent()?.parent()?.join("peers/bin"))
-}
-
-/// The first line that the program prints when asked for its version.
-fn version_of(program: &Path, option: &str) -> String {
-    let Ok(output) = Command::new(program).arg(option).output() else { return "cannot be started".to_owned() };
-    let said = [output.stdout, output.stderr].concat();
-    String::from_utf8_lossy(&said).lines().next().unwrap_or("of unknown version").trim().to_owned()
 }
 
 /// `name-side.extension` in a folder.

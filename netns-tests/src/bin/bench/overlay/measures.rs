@@ -10,10 +10,10 @@ use super::{
     figures::Measure,
     implementations::Running,
     place::{Place, SIDES, Side},
-    statistics::percentile,
     traffic::{self, Exchanged, Streamed},
     udp::{self, Packets},
 };
+use crate::statistics::percentile;
 
 /// Numbers by the keys of their figures.
 pub type Numbers = BTreeMap<&'static str, f64>;

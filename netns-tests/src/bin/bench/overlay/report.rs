@@ -2,22 +2,20 @@
 
 mod verdicts;
 
-use std::{collections::BTreeMap, fs};
+use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
 use self::verdicts::Judged;
 use super::{
     Results, Round,
-    figures::{Better, FIGURES, Figure, Measure},
+    figures::{Better, FIGURES, Measure},
     measures::Numbers,
-    statistics::{PerRound, Spread},
 };
-
-/// What a row of the table begins with.
-const TITLE_COLUMNS: usize = 33;
-/// Between the columns of two implementations.
-const GAP: usize = 2;
+use crate::{
+    statistics::{PerRound, Spread},
+    table::{self, Row, cell, print_aligned, spread_json},
+};
 
 /// One line about a measure that was taken.
 pub fn progress(measure: Measure, taken: &Result<Numbers, String>) -> String {
@@ -29,12 +27,6 @@ pub fn progress(measure: Measure, taken: &Result<Numbers, String>) -> String {
         }
         Err(why) => format!("{name}: failed: {why}"),
     }
-}
-
-/// The machine's load averages.
-pub fn load() -> String {
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    load.split(' ').take(3).collect::<Vec<_>>().join(" ")
 }
 
 /// Everything as one JSON document.
@@ -112,9 +104,6 @@ impl Results<'_> {
     }
 }
 
-/// What a line begins with, and a cell for each implementation.
-type Row = (String, Vec<String>);
-
 /// Every figure that anybody has: medians, and under them what rounds made of it.
 fn rows(results: &Results<'_>) -> Vec<Row> {
     let mut rows = Vec::new();
@@ -128,33 +117,15 @@ fn rows(results: &Results<'_>) -> Vec<Row> {
             Better::Higher => '↑',
             Better::Lower => '↓',
         };
-        let cells =
-            |values: fn(Spread) -> Vec<f64>| spreads.iter().map(|spread| cell(figure, *spread, values)).collect();
+        let cells = |values: fn(Spread) -> Vec<f64>| {
+            spreads.iter().map(|spread| cell(figure.digits, *spread, values)).collect()
+        };
         rows.push((format!("{better} {}", figure.title), cells(|spread| vec![spread.median])));
         if spreads.iter().flatten().any(|spread| spread.rounds > 1) {
             rows.push((String::new(), cells(|spread| vec![spread.min, spread.max])));
         }
     }
     rows
-}
-
-fn print_aligned(rows: &[Row]) {
-    let length = |text: &String| text.chars().count();
-    let columns = rows.iter().map(|(_, cells)| cells.len()).max().unwrap_or_default();
-    let widest = |at: usize| rows.iter().filter_map(|(_, cells)| cells.get(at)).map(length).max().unwrap_or_default();
-    let widths: Vec<usize> = (0..columns).map(|at| widest(at) + GAP).collect();
-    for (title, cells) in rows {
-        let cells = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:>width$}"));
-        println!("{title:<TITLE_COLUMNS$}{}", cells.collect::<String>().trim_end());
-    }
-}
-
-fn cell(figure: &Figure, spread: Option<Spread>, values: fn(Spread) -> Vec<f64>) -> String {
-    let Some(spread) = spread else { return "–".to_owned() };
-    // Thousands need no digits after the point.
-    let digits = |value: f64| if value < 1000.0 { figure.digits } else { 0 };
-    let values: Vec<String> = values(spread).iter().map(|value| format!("{value:.*}", digits(*value))).collect();
-    values.join("…")
 }
 
 fn round_json((order, round): (&Vec<String>, &Round)) -> Value {
@@ -167,10 +138,6 @@ fn round_json((order, round): (&Vec<String>, &Round)) -> Value {
         .map(|(name, measures)| (name, measures.iter().map(|(measure, one)| (measure.name(), taken(one))).collect()))
         .collect();
     json!({ "order": order, "measured": measured })
-}
-
-fn spread_json(spread: Spread) -> Value {
-    json!({ "median": spread.median, "min": spread.min, "max": spread.max, "rounds": spread.rounds })
 }
 
 /// One line for each reason, with everything that it kept from being measured.
@@ -195,17 +162,12 @@ fn failures(results: &Results<'_>) -> Vec<String> {
 
 /// What one must know about where it was measured.
 fn machine(results: &Results<'_>) -> BTreeMap<&'static str, String> {
-    let read = |file| fs::read_to_string(file).unwrap_or_default();
-    let processors = read("/proc/cpuinfo");
-    let model = processors.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
-    let cores = processors.lines().filter(|line| line.starts_with("processor")).count();
     let segmentation = if results.cable.udp_segmentation { "on" } else { "off" };
-    BTreeMap::from([
-        ("kernel", read("/proc/sys/kernel/osrelease").trim().to_owned()),
-        ("processor", format!("{cores} × {}", model.trim_start_matches([' ', '\t', ':']))),
-        ("load before and after", format!("{} and {}", results.load_before, load())),
+    let mut machine = table::machine(&results.load_before);
+    machine.extend([
         ("underlay", format!("veth, MTU {}, tx-udp-segmentation {segmentation}", results.cable.mtu)),
         ("rounds", format!("{} of {} s a measure", results.rounds.len(), results.options.seconds)),
         ("seed", results.seed.to_string()),
-    ])
+    ]);
+    machine
 }

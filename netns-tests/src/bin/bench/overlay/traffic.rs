@@ -18,8 +18,8 @@ use super::{
     counters::Tcp,
     implementations::Running,
     place::{Place, SIDES, Side},
-    statistics::percentile,
 };
+use crate::statistics::percentile;
 
 /// What a program hands over at once; iperf3 takes as much.
 const BLOCK_BYTES: usize = 128 * 1024;

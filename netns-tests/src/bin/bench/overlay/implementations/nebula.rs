@@ -12,9 +12,12 @@ use anyhow::Context;
 use netns_tests::Process;
 
 use super::{Beside, Running, file_for};
-use crate::overlay::{
-    daemons::{Daemons, until_ready},
-    place::{Place, SIDES, Side},
+use crate::{
+    overlay::{
+        daemons::Daemons,
+        place::{Place, SIDES, Side},
+    },
+    programs::until_ready,
 };
 
 const PORT: u16 = 4242;

@@ -15,9 +15,12 @@ use netns_tests::{Process, forge};
 use wiremesh_certs::{WgPrivateKey, WgPublicKey};
 
 use super::{Beside, Device, Running, file_for};
-use crate::overlay::{
-    daemons::{Daemons, until_ready},
-    place::{Place, SIDES, Side},
+use crate::{
+    overlay::{
+        daemons::Daemons,
+        place::{Place, SIDES, Side},
+    },
+    programs::until_ready,
 };
 
 /// Where every implementation has its socket, named as its interface.

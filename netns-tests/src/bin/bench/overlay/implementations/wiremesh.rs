@@ -16,9 +16,12 @@ use wiremesh::sandbox::Namespace;
 use wiremesh_certs::{WgPrivateKey, WgPublicKey};
 
 use super::{Beside, Device, Running};
-use crate::overlay::{
-    daemons::{Daemons, until_ready},
-    place::{Place, SIDES, Side},
+use crate::{
+    overlay::{
+        daemons::Daemons,
+        place::{Place, SIDES, Side},
+    },
+    programs::until_ready,
 };
 
 const COORDINATOR_PORT: u16 = 8080;

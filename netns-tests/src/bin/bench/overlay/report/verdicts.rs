@@ -5,7 +5,10 @@ use serde_json::{Value, json};
 use super::super::{
     Results,
     figures::{TARGETS, Target, figure},
+};
+use crate::{
     statistics::{Spread, Verdict, ratios},
+    table::spread_json,
 };
 
 /// Fewer rounds than this are not judged: a single one may have met anything.
@@ -68,7 +71,7 @@ impl Judged<'_> {
             "figure": self.target.figure,
             "to": self.target.to,
             "aim": self.target.aim.to_string(),
-            "measured": self.measured.map(super::spread_json),
+            "measured": self.measured.map(spread_json),
             "verdict": self.verdict.map(|verdict| verdict.to_string()),
         })
     }
