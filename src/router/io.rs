@@ -4,8 +4,10 @@
 //! every connection, place in line and body it holds.
 
 mod answer;
+mod asking;
 mod attempt;
 mod believed;
+mod called;
 mod door;
 mod elsewhere;
 mod finish;
@@ -44,8 +46,8 @@ pub use replay::REPLAY_BUFFER_BYTES;
 pub use serve::{MAX_CONNECTIONS, serve};
 use wiremesh_certs::NodeName;
 
-use self::{overlay::Pool, replay::AttemptBody, resolve::Resolver};
-use super::{Calls, Counters, Find, Health, Prove};
+use self::{called::CallLog, overlay::Pool, replay::AttemptBody, resolve::Resolver};
+use super::{Budget, Counters, Find, Health, Prove};
 use crate::{clock, services};
 
 /// Idle connections to an upstream are closed sooner than common servers close them (2 s and more): a request on a
@@ -93,7 +95,8 @@ impl Router {
                 pool: Pool::default(),
                 health: Mutex::default(),
                 ejected: tokio::sync::Notify::new(),
-                calls: Mutex::default(),
+                calls: CallLog::new(),
+                budget: Mutex::new(Budget::new(clock::now())),
                 rng: Mutex::new(SmallRng::seed_from_u64(parts.seed)),
                 counters: Counters::default(),
                 draining: AtomicBool::new(false),
@@ -102,9 +105,15 @@ impl Router {
         })
     }
 
-    /// From here on requests for services are refused as not executed; those in flight go on.
+    /// From here on nothing is begun at a service of this node: other agents are told that nothing was executed, and
+    /// requests of our own clients are answered by others. What was begun, and what waits for its turn, goes on.
     pub fn drain(&self) {
         self.shared.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was asked to.
+    pub fn is_draining(&self) -> bool {
+        self.shared.is_draining()
     }
 
     /// What was counted.
@@ -136,7 +145,8 @@ struct Shared {
     health: Mutex<Health>,
     /// Told of every new ejection.
     ejected: tokio::sync::Notify,
-    calls: Mutex<Calls>,
+    calls: Arc<CallLog>,
+    budget: Mutex<Budget>,
     rng: Mutex<SmallRng>,
     counters: Counters,
     draining: AtomicBool,

@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::time::Sleep;
 
-use super::{overlay::Lease, replay::Replay};
+use super::{called::Called, overlay::Lease, replay::Replay};
 use crate::{
     router::{Refusal, headers, sse::Events},
     services::Permit,
@@ -110,6 +110,8 @@ pub(super) struct Held {
     pub replay: Option<Replay>,
     /// Counts the request as in flight.
     pub in_flight: Option<InFlight>,
+    /// What the caller is told of it.
+    pub called: Option<Called>,
 }
 
 /// One up in a gauge, until dropped.

@@ -1,40 +1,22 @@
 //! One attempt: a request sent one way to one worker, until the head of its answer.
 
-use std::{
-    future::Future,
-    pin::pin,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use http::{HeaderName, HeaderValue, Method, Request, Response, Uri, header, uri::PathAndQuery};
+use http::{HeaderName, HeaderValue, Response, Uri, header, uri::PathAndQuery};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use wiremesh_certs::{NodeId, TunnelUrl};
 
 use super::{
     Shared,
+    asking::{LIVE, Line},
     outgoing::Outgoing,
     overlay::{Lease, NoConnection, Sign, dial},
-    replay::AttemptBody,
 };
 use crate::{
     clock,
     router::{Failure, Path, Refusal, Worker, headers},
     services::Upstream,
 };
-
-/// How long a worker may be silent before it is asked whether it lives. With the question's own time-out, a request into
-/// a path that died is on another path in less than two seconds.
-const OVERLAY_FIRST_QUESTION: Duration = Duration::from_millis(400);
-/// Between further questions while an answer is awaited: a model may take a minute to its first byte.
-const QUESTION_EVERY: Duration = Duration::from_secs(2);
-/// A tunnel may be long, and a question costs a proof.
-const TUNNEL_FIRST_QUESTION: Duration = Duration::from_secs(3);
-const TUNNEL_QUESTION_EVERY: Duration = Duration::from_secs(10);
-/// How long a question through a tunnel may go unanswered.
-pub(super) const TUNNEL_QUESTION_TIMEOUT: Duration = Duration::from_secs(6);
-/// What is asked.
-pub(super) const LIVE: &str = "/health/live";
 
 /// An attempt that failed.
 pub(super) struct Failed {
@@ -47,7 +29,7 @@ pub(super) struct Failed {
 }
 
 impl Failed {
-    fn on_the_way(failure: Failure, why: impl ToString) -> Failed {
+    pub fn on_the_way(failure: Failure, why: impl ToString) -> Failed {
         Failed { failure, on_the_way: true, refusal: None, why: why.to_string() }
     }
 }
@@ -65,7 +47,7 @@ impl Shared {
         // An idempotent request that met a connection just being closed is worth a second try on the spot.
         let mut again = outgoing.needs.repeatable;
         loop {
-            match self.upstreams.request(outgoing.request(uri.clone())).await {
+            match self.upstreams.request(outgoing.request_here(uri.clone())).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) if error.is_connect() => {
                     return Err(Failed::on_the_way(Failure::ConnectionRefused, error));
@@ -103,7 +85,11 @@ impl Shared {
                         continue;
                     }
                     Sign::Closed => return Err(Failed::on_the_way(Failure::Unreachable, "the connection closes")),
-                    Sign::Silent => return Err(self.silent(&lease, Failure::Unreachable)),
+                    Sign::Silent => {
+                        lease.give_up();
+                        self.counters.unanswered_questions.inc();
+                        return Err(Failed::on_the_way(Failure::Unreachable, "the worker does not answer"));
+                    }
                 }
             }
             let sending: futures::future::Either<_, _> = if outgoing.upgrade.is_some() {
@@ -116,23 +102,19 @@ impl Shared {
                     })
                 })
             };
-            let ask = || async { lease.ask(live.clone()).await != Sign::Silent };
-            let answered = watched(sending, OVERLAY_FIRST_QUESTION, QUESTION_EVERY, ask).await;
+            let line = Line::Overlay(&lease, address);
+            let answered = tokio::select! {
+                biased;
+                answered = sending => answered,
+                lost = self.watch(&line, outgoing, clock::now()) => return Err(lost),
+            };
             match answered {
-                Some(Ok(answer)) => return Ok((answer, lease)),
-                Some(Err((true, _))) if again && outgoing.replay.is_intact() => again = false,
-                Some(Err((true, why))) => return Err(Failed::on_the_way(Failure::Unreachable, why)),
-                Some(Err((false, why))) => return Err(Failed::on_the_way(outgoing.broken(), why)),
-                None => return Err(self.silent(&lease, outgoing.broken())),
+                Ok(answer) => return Ok((answer, lease)),
+                Err((true, _)) if again && outgoing.replay.is_intact() => again = false,
+                Err((true, why)) => return Err(Failed::on_the_way(Failure::Unreachable, why)),
+                Err((false, why)) => return Err(Failed::on_the_way(outgoing.broken(), why)),
             }
         }
-    }
-
-    /// A question over the overlay went unanswered: nobody is to use that connection again.
-    fn silent(&self, lease: &Lease, failure: Failure) -> Failed {
-        lease.give_up();
-        self.counters.unanswered_questions.inc();
-        Failed::on_the_way(failure, "the worker does not answer")
     }
 
     /// A request to upgrade needs a connection of its own. The error says whether it was surely not sent.
@@ -179,32 +161,16 @@ impl Shared {
         if let Some(own) = request.headers_mut().insert(header::AUTHORIZATION, proof) {
             request.headers_mut().insert(headers::AUTHORIZATION, own);
         }
-        let sending = self.tunnels.request(request);
-        let ask = || self.ask_through_tunnel(&worker.id, url);
-        match watched(sending, TUNNEL_FIRST_QUESTION, TUNNEL_QUESTION_EVERY, ask).await {
-            Some(Ok(answer)) => Ok(answer),
-            Some(Err(error)) if error.is_connect() => {
-                Err(Failed::on_the_way(Failure::ConnectionRefused, chain(&error)))
-            }
-            Some(Err(error)) => Err(Failed::on_the_way(outgoing.broken(), chain(&error))),
-            None => {
-                self.counters.unanswered_questions.inc();
-                Err(Failed::on_the_way(outgoing.broken(), "the worker does not answer through its tunnel"))
-            }
-        }
-    }
-
-    /// Whether the agent at the end of the worker's tunnel says anything.
-    pub(super) async fn ask_through_tunnel(&self, worker: &NodeId, url: &TunnelUrl) -> bool {
-        let live = PathAndQuery::from_static(LIVE);
-        let uri = url.as_str().parse::<Upstream>().ok().and_then(|base| base.uri(&live));
-        let proof = (self.parts.prove)(worker, &Method::GET, LIVE).ok().and_then(|p| HeaderValue::try_from(p).ok());
-        let (Some(uri), Some(proof)) = (uri, proof) else { return false };
-        let mut question = Request::new(AttemptBody::empty());
-        *question.uri_mut() = uri;
-        question.headers_mut().insert(header::AUTHORIZATION, proof);
-        let answer = tokio::time::timeout(TUNNEL_QUESTION_TIMEOUT, self.tunnels.request(question)).await;
-        matches!(answer, Ok(Ok(answer)) if answer.headers().contains_key(headers::WORKER))
+        let line = Line::Tunnel(&worker.id, url);
+        let answered = tokio::select! {
+            biased;
+            answered = self.tunnels.request(request) => answered,
+            lost = self.watch(&line, outgoing, clock::now()) => return Err(lost),
+        };
+        answered.map_err(|error| {
+            let failure = if error.is_connect() { Failure::ConnectionRefused } else { outgoing.broken() };
+            Failed::on_the_way(failure, chain(&error))
+        })
     }
 
     /// Reads from the head of another agent's answer whether it is one, and if not, what it means.
@@ -231,28 +197,6 @@ impl Shared {
     pub(super) fn timing(hop: &str, began_at: Instant) -> Option<HeaderValue> {
         let took = clock::now().saturating_duration_since(began_at);
         HeaderValue::try_from(format!("{hop};dur={:.3}", took.as_secs_f64() * 1000.0)).ok()
-    }
-}
-
-/// Waits for `answer`, and asks again and again whether the other side lives. `None` if it does not.
-async fn watched<T, Q: Future<Output = bool>>(
-    answer: impl Future<Output = T>,
-    first: Duration,
-    every: Duration,
-    ask: impl Fn() -> Q,
-) -> Option<T> {
-    let mut answer = pin!(answer);
-    let mut wait = first;
-    loop {
-        tokio::select! {
-            answered = &mut answer => return Some(answered),
-            () = tokio::time::sleep(wait) => {}
-        }
-        tokio::select! {
-            answered = &mut answer => return Some(answered),
-            alive = ask() => if !alive { return None },
-        }
-        wait = every;
     }
 }
 

@@ -75,13 +75,13 @@ impl Router {
     /// The surface on the overlay address. Whoever comes from within `network` is a member: the overlay lets nobody speak
     /// from another's address.
     pub fn overlay(&self, network: IpNet, report: Arc<dyn Report>, more: Pages) -> Surface {
-        self.surface(Door::Overlay(network), report, more)
+        self.surface(Door::Overlay(network), report, more.merge(self.shared.calls.pages()))
     }
 
     /// The surface where the tunnel of `node` ends: every request needs a proof of membership.
     pub fn ingress(&self, node: NodeId, trust: Arc<TrustStore>, report: Arc<dyn Report>) -> Surface {
         let checker = Mutex::new(ProofChecker::new(node.to_hex(), clock::unix()));
-        self.surface(Door::Ingress(Box::new((checker, trust))), report, Pages::new())
+        self.surface(Door::Ingress(Box::new((checker, trust))), report, self.shared.calls.pages())
     }
 
     fn surface(&self, door: Door, report: Arc<dyn Report>, more: Pages) -> Surface {

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     clock,
-    router::{Candidate, Failure, Found, Next, Path, Plan, Refusal, Source, Worker, order},
+    router::{CallId, Candidate, Failure, Found, Next, Path, Plan, Refusal, Source, Worker, order},
 };
 
 /// The directory answers sooner; a request does not hang if it does not.
@@ -29,20 +29,22 @@ const MAX_WORKERS: usize = 64;
 
 impl Shared {
     /// By another worker.
-    pub(super) async fn elsewhere(&self, outgoing: Outgoing, not_here: NotHere) -> Result<Answer, Refusal> {
-        let service = &outgoing.needs.service;
-        let found = self.find(service).await;
+    pub(super) async fn elsewhere(&self, mut outgoing: Outgoing, not_here: NotHere) -> Result<Answer, Refusal> {
+        lock(&self.budget).on_request();
+        let service = outgoing.needs.service.clone();
+        let found = self.find(&service).await;
         let mut plan = Plan::new(self.candidates(&found.workers), outgoing.needs.repeatable);
         if matches!(&not_here, NotHere::Failed(Failed { failure: Failure::Uncertain, .. })) {
             plan = plan.after_us();
         }
         let mut full = match &not_here {
             NotHere::Full(after) => Some(*after),
-            NotHere::NotOffered | NotHere::Failed(_) => None,
+            NotHere::NotOffered | NotHere::Draining | NotHere::Failed(_) => None,
         };
+        let draining = matches!(&not_here, NotHere::Draining);
         let mut why = match not_here {
             NotHere::Failed(failed) => Some(failed.why),
-            NotHere::NotOffered | NotHere::Full(_) => None,
+            NotHere::NotOffered | NotHere::Draining | NotHere::Full(_) => None,
         };
         let mut next = plan.first();
         let tried = loop {
@@ -74,14 +76,21 @@ impl Shared {
             next = plan.after(tried, failed.failure, outgoing.replay.is_intact());
             why = Some(failed.why);
             if matches!(next, Next::Try(_)) {
+                if !lock(&self.budget).take(clock::now()) {
+                    self.counters.retries_denied.inc();
+                    break plan.end();
+                }
                 self.counters.retries.inc();
+                // Of the call before, its worker may have been asked, and have promised not to execute it.
+                outgoing.via.call = CallId::random(&mut *lock(&self.rng));
             }
         };
         Err(match (tried, full, why) {
             (Next::Uncertain, _, why) => Refusal::Interrupted(why.unwrap_or_default()),
             (_, Some(retry_after), _) => Refusal::Full(retry_after),
-            (_, None, Some(why)) => Refusal::NobodyReached { service: service.clone(), why },
-            (_, None, None) => Refusal::ServiceNotFound(service.clone()),
+            (_, None, Some(why)) => Refusal::NobodyReached { service, why },
+            (_, None, None) if draining => Refusal::Draining,
+            (_, None, None) => Refusal::ServiceNotFound(service),
         })
     }
 
@@ -91,14 +100,22 @@ impl Shared {
         worker: &Worker,
         path: Path,
     ) -> Result<(Response<Incoming>, Held), Failed> {
-        let (answer, lease) = match path {
-            Path::Tunnel => (self.through_tunnel(outgoing, worker).await?, None),
+        let sent_at = clock::now();
+        let sent = match path {
+            Path::Tunnel => self.through_tunnel(outgoing, worker).await.map(|answer| (answer, None)),
             Path::Overlay | Path::Local => {
-                self.over_overlay(outgoing, worker).await.map(|(answer, lease)| (answer, Some(lease)))?
+                self.over_overlay(outgoing, worker).await.map(|(answer, lease)| (answer, Some(lease)))
             }
         };
-        self.judge(&answer, path)?;
-        Ok((answer, Held { lease, ..Held::default() }))
+        let judged = sent.and_then(|(answer, lease)| self.judge(&answer, path).map(|()| (answer, lease)));
+        match judged {
+            Ok((answer, lease)) => Ok((answer, Held { lease, ..Held::default() })),
+            // An idempotent request is sent again without asking.
+            Err(failed) if failed.failure == Failure::Uncertain && !outgoing.needs.repeatable => {
+                Err(self.clear_up(outgoing, worker, sent_at, failed).await)
+            }
+            Err(failed) => Err(failed),
+        }
     }
 
     /// What a failed attempt says about the way and about the worker.

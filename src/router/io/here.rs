@@ -18,6 +18,7 @@ use crate::{
 /// Why a service of this node does not answer.
 pub(super) enum NotHere {
     NotOffered,
+    Draining,
     Full(Duration),
     Failed(Failed),
 }
@@ -32,6 +33,7 @@ impl Shared {
                 Ok(answer)
             }
             Err((_, NotHere::NotOffered)) => Err(Refusal::ServiceNotFound(service)),
+            Err((_, NotHere::Draining)) => Err(Refusal::Draining),
             Err((_, NotHere::Full(retry_after))) => Err(Refusal::Full(retry_after)),
             Err((_, NotHere::Failed(Failed { failure: Failure::Uncertain, why, .. }))) => {
                 Err(Refusal::Interrupted(why))
@@ -41,13 +43,19 @@ impl Shared {
     }
 
     /// By a service of this node. Gives the request back if it was not executed, or may safely be again.
-    pub(super) async fn here(&self, outgoing: Outgoing) -> Result<Answer, (Outgoing, NotHere)> {
+    pub(super) async fn here(&self, mut outgoing: Outgoing) -> Result<Answer, (Outgoing, NotHere)> {
+        if self.is_draining() {
+            return Err((outgoing, NotHere::Draining));
+        }
         let reservation = match self.parts.services.reserve(&outgoing.needs.service) {
             Ok(reservation) => reservation,
             Err(services::Refused::NotOffered) => return Err((outgoing, NotHere::NotOffered)),
             Err(services::Refused::Full(after)) => return Err((outgoing, NotHere::Full(after))),
         };
         let permit = reservation.ready().await;
+        if let Some(called) = &mut outgoing.called {
+            called.on_running();
+        }
         let began_at = clock::now();
         match self.to_upstream(&outgoing, permit.upstream()).await {
             Ok(answer) => {
@@ -63,6 +71,11 @@ impl Shared {
             Err(failed) => {
                 if failed.failure == Failure::ConnectionRefused {
                     self.parts.services.on_unreachable(&outgoing.needs.service);
+                }
+                if let (Some(called), Failure::ConnectionRefused | Failure::Unreachable) =
+                    (&mut outgoing.called, failed.failure)
+                {
+                    called.on_not_taken();
                 }
                 Err((outgoing, NotHere::Failed(failed)))
             }

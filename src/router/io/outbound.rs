@@ -62,9 +62,6 @@ impl Shared {
         whence: Whence,
     ) -> Result<Answer, Refusal> {
         let arrived_at = clock::now();
-        if self.is_draining() {
-            return Err(Refusal::Draining);
-        }
         if headers::size(request.uri(), request.headers()) > header_limit {
             return Err(Refusal::HeadersTooLarge);
         }
@@ -73,6 +70,7 @@ impl Shared {
         let forwarded = self.read_via(&request)?;
         let upgrade = headers::upgrade(request.headers());
         let turn = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+        let expects = headers::expects(request.headers());
         let (mut parts, body) = request.into_parts();
 
         headers::strip_hop_by_hop(&mut parts.headers);
@@ -81,24 +79,22 @@ impl Shared {
         let to_client = forwarded.is_none();
         let via = forwarded.unwrap_or_else(|| Via { origin: self.parts.name.clone(), call });
         parts.headers.insert(headers::REQUEST_ID, request_id);
-        let mut outgoing = Outgoing {
+        let by_us = to_client && whence == Whence::Client;
+        let outgoing = Outgoing {
             method: parts.method,
             asked,
             needs,
             headers: parts.headers,
+            called: if by_us { None } else { Some(self.calls.begin(via.call)?) },
+            via,
             upgrade,
             turn: turn.zip(parts.extensions.get::<Connections>().cloned()),
             arrived_at,
             to_client,
-            replay: Replay::new(body),
+            replay: Replay::new(body, expects),
             in_flight: InFlight::new(&self.counters.in_flight),
         };
-        outgoing.name(&via);
-        if to_client && whence == Whence::Client {
-            return self.route(outgoing).await;
-        }
-        lock(&self.calls).begin(via.call, arrived_at).map_err(|_| Refusal::Duplicate)?;
-        self.only_here(outgoing).await
+        if by_us { self.route(outgoing).await } else { self.only_here(outgoing).await }
     }
 
     /// Who sent the request into the mesh, if it was not our own client.

@@ -11,7 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use http::{Request, Response, Uri};
+use http_body_util::{BodyExt, Limited};
 use hyper::{
     body::Incoming,
     client::conn::{TrySendError, http2},
@@ -39,9 +41,12 @@ const MAX_CONNECTIONS: usize = 16;
 const MAX_WORKERS: usize = 1024;
 /// A connection unused for so long is closed.
 const IDLE_FOR: Duration = Duration::from_secs(90);
-/// A connection unused for so long is asked for a sign of life before it gets a request that must not be lost: its other
-/// end may have vanished without a word. One round trip more, for a request after a pause.
-const STALE_AFTER: Duration = Duration::from_secs(3);
+/// A connection on which nothing was heard for so long is asked for a sign of life before it gets a request that must
+/// not be lost: its other end may have vanished or stand still. One round trip more, for a request after a pause; and the
+/// requests of so long are in doubt when an agent stands still under load.
+const STALE_AFTER: Duration = Duration::from_millis(250);
+/// What is read of the answer to a question.
+pub const MAX_WORD_BYTES: usize = 1024;
 /// What one answer may run ahead of a client that does not read.
 pub const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 /// Room for all streams of a connection: one that stalls never holds up another.
@@ -185,8 +190,8 @@ pub enum Sign {
     Closed,
 }
 
-/// A place on a connection, for one request until the end of its answer; and when the connection was used before.
-pub struct Lease(Arc<Connection>, Instant);
+/// A place on a connection, for one request until the end of its answer.
+pub struct Lease(Arc<Connection>);
 
 impl Lease {
     /// Sends a request. A request that comes back in the error was not sent.
@@ -197,23 +202,32 @@ impl Lease {
         self.0.send.clone().try_send_request(request).await
     }
 
-    /// Asks the agent at the other end for a sign of life.
-    pub async fn ask(&self, live: Uri) -> Sign {
+    /// Asks the agent at the other end something, and returns its word; or what is known without one.
+    pub async fn question(&self, question: Uri, within: Duration) -> Result<Bytes, Sign> {
         let heard = self.0.heard.count();
-        let mut question = Request::new(AttemptBody::empty());
-        *question.uri_mut() = live;
-        match tokio::time::timeout(QUESTION_TIMEOUT, self.0.send.clone().send_request(question)).await {
-            Ok(Ok(_)) => Sign::Alive,
-            Ok(Err(_)) => Sign::Closed,
+        let mut request = Request::new(AttemptBody::empty());
+        *request.uri_mut() = question;
+        let asking = async {
+            let answer = self.0.send.clone().send_request(request).await.map_err(|_| Sign::Closed)?;
+            let word = Limited::new(answer.into_body(), MAX_WORD_BYTES).collect().await;
+            word.map(|word| word.to_bytes()).map_err(|_| Sign::Alive)
+        };
+        match tokio::time::timeout(within, asking).await {
+            Ok(word) => word,
             // More of what it was saying already: the answer may have to wait behind it.
-            Err(_) if self.0.heard.count() != heard => Sign::Alive,
-            Err(_) => Sign::Silent,
+            Err(_) if self.0.heard.count() != heard => Err(Sign::Alive),
+            Err(_) => Err(Sign::Silent),
         }
     }
 
-    /// Whether so much time went by since the connection was last used that its other end may be gone.
+    /// Asks the agent at the other end for a sign of life.
+    pub async fn ask(&self, live: Uri) -> Sign {
+        self.question(live, QUESTION_TIMEOUT).await.map_or_else(|sign| sign, |_| Sign::Alive)
+    }
+
+    /// Whether nothing was heard for so long that the other end may be gone.
     pub fn is_stale(&self) -> bool {
-        self.0.streams() == 1 && clock::now().saturating_duration_since(self.1) >= STALE_AFTER
+        clock::now().saturating_duration_since(self.0.heard.at()) >= STALE_AFTER
     }
 
     /// The other end is gone without having closed the connection: nobody is to use it again.
@@ -223,8 +237,7 @@ impl Lease {
 
     fn new(connection: Arc<Connection>) -> Lease {
         connection.streams.fetch_add(1, Ordering::Relaxed);
-        let used_at = std::mem::replace(&mut *lock(&connection.used_at), clock::now());
-        Lease(connection, used_at)
+        Lease(connection)
     }
 }
 
@@ -253,7 +266,7 @@ pub async fn dial(address: SocketAddr) -> Result<TcpStream, NoConnection> {
 
 async fn open(address: SocketAddr) -> Result<Arc<Connection>, NoConnection> {
     let stream = dial(address).await?;
-    let heard = Heard::default();
+    let heard = Heard::new();
     let (send, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW_BYTES)

@@ -1,6 +1,7 @@
 //! The router against real servers on loopback addresses.
 
 mod answers;
+mod certainty;
 mod doors;
 mod mesh;
 mod streams;

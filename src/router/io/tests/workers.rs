@@ -283,7 +283,7 @@ async fn an_error_page_of_the_tunnel_itself_is_no_answer_of_a_worker() {
     assert_eq!(read(post(client.url("/service/ocr"), text("x")).await).await, "there");
 }
 
-async fn wait_until(condition: impl Fn() -> bool) {
+pub async fn wait_until(condition: impl Fn() -> bool) {
     let waiting = async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(5)).await;
