@@ -10,12 +10,19 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use wiremesh_certs::{NodeName, ServiceName, TunnelUrl, WgPublicKey};
 
-use crate::settings::{BadSettings, Layers, Span};
+use crate::{
+    services::{self, Expected, Kind},
+    settings::{BadSettings, Layers, Span},
+};
 
 /// Where an agent keeps its keys, certificate and what it remembers, unless told otherwise.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/wiremesh";
 /// Overlay packets of this size fit through any path, with WireGuard around them. QUIC needs 1,200 bytes of payload.
 pub const MIN_OVERLAY_MTU: u16 = 1280;
+/// What a service's upstream is called that is to be recognised.
+const AUTO: &str = "auto";
+/// How long one command may hold up the end of the agent.
+const MAX_STOP_GRACE: Duration = Duration::from_secs(600);
 /// New keys more often than this cost more than they protect.
 const MIN_REKEY_AFTER: Duration = Duration::from_secs(1);
 /// WireGuard makes new keys at this age by itself.
@@ -149,10 +156,18 @@ pub struct ServiceConfig {
     pub upstream: String,
     /// The path of its health probe.
     pub health: String,
+    /// The answers to it that mean healthy.
+    pub health_status: Expected,
+    /// What the upstream is; `None`: to be found out.
+    pub kind: Option<Kind>,
+    /// Where the upstream shows its metrics; `None`: where its kind does.
+    pub metrics_port: Option<u16>,
     /// What to run, if the agent supervises it.
     pub command: Vec<String>,
-    /// Requests at once.
-    pub max_concurrency: u32,
+    /// How long the command may take to end after SIGTERM.
+    pub stop_grace: Duration,
+    /// Requests at once; `None`: as many as the upstream says.
+    pub max_concurrency: Option<u32>,
     /// Requests that may wait for their turn.
     pub queue: u32,
 }
@@ -410,9 +425,16 @@ struct ServiceFile {
     #[serde(default = "root_path")]
     health: String,
     #[serde(default)]
+    health_status: Vec<String>,
+    #[serde(default = "auto")]
+    kind: String,
+    #[serde(default)]
+    metrics_port: u16,
+    #[serde(default)]
     command: Vec<String>,
-    #[serde(default = "four")]
-    max_concurrency: u32,
+    #[serde(default = "stop_grace")]
+    stop_grace: Span,
+    max_concurrency: Option<u32>,
     #[serde(default = "sixteen")]
     queue: u32,
 }
@@ -421,8 +443,12 @@ fn root_path() -> String {
     "/".to_owned()
 }
 
-fn four() -> u32 {
-    4
+fn auto() -> String {
+    AUTO.to_owned()
+}
+
+fn stop_grace() -> Span {
+    Span(services::DEFAULT_STOP_GRACE)
 }
 
 fn sixteen() -> u32 {
@@ -448,14 +474,30 @@ fn check_services(services: Vec<ServiceFile>) -> Result<Vec<ServiceConfig>, BadS
             if !service.health.starts_with('/') {
                 return Err(about("health", "a path begins with '/'"));
             }
-            if service.max_concurrency == 0 {
-                return Err(about("max_concurrency", "at least 1"));
+            if service.max_concurrency == Some(0) {
+                return Err(about("max_concurrency", "at least 1; without it, as many as the upstream says"));
             }
+            if service.stop_grace.0 > MAX_STOP_GRACE {
+                return Err(about("stop_grace", "at most 10m: what stops the agent does not wait longer"));
+            }
+            let health_status =
+                Expected::of(&service.health_status).map_err(|bad| about("health_status", &bad.to_string()))?;
+            let kind = match service.kind.as_str() {
+                AUTO => None,
+                kind => Some(kind.parse().map_err(|()| {
+                    let known: Vec<_> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
+                    about("kind", &format!("{kind:?} is none; known are auto, {}", known.join(", ")))
+                })?),
+            };
             Ok(ServiceConfig {
                 name: service.name,
                 upstream: service.upstream,
                 health: service.health,
+                health_status,
+                kind,
+                metrics_port: (service.metrics_port != 0).then_some(service.metrics_port),
                 command: service.command,
+                stop_grace: service.stop_grace.0,
                 max_concurrency: service.max_concurrency,
                 queue: service.queue,
             })
@@ -509,12 +551,32 @@ mod tests {
                 "[[service]]\nname = \"a\"\nupstream = \"http://x\"\n[[service]]\nname = \"a\"\nupstream = \"http://x\"",
                 "twice",
             ),
+            ("[[service]]\nname = \"a\"\nupstream = \"http://x\"\nkind = \"vlm\"", "vllm, llama.cpp, sglang"),
+            ("[[service]]\nname = \"a\"\nupstream = \"http://x\"\nhealth_status = [\"ok\"]", "\"2xx\""),
+            ("[[service]]\nname = \"a\"\nupstream = \"http://x\"\nmax_concurrency = 0", "as many as the upstream says"),
+            ("[[service]]\nname = \"a\"\nupstream = \"http://x\"\nstop_grace = \"1h\"", "10m"),
             ("join_token = \"a\"\njoin_token_file = \"b\"", "one is enough"),
             ("coordinators = [\"http://x\"]", "https"),
         ] {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(expected), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn of_a_service_only_name_and_upstream_must_be_said() {
+        let service = "[[service]]\nname = \"a\"\nupstream = \"http://x\"\n";
+
+        let [unsaid] = &read(service).unwrap().services[..] else { panic!("one service") };
+        assert_eq!((unsaid.kind, unsaid.max_concurrency, unsaid.metrics_port), (None, None, None));
+        assert_eq!((unsaid.stop_grace, unsaid.queue), (Duration::from_secs(10), 16));
+        assert!(unsaid.health_status.takes(404) && !unsaid.health_status.takes(500));
+
+        let more = "kind = \"llama.cpp\"\nhealth_status = [\"2xx\", \"401\"]\nmetrics_port = 9\nstop_grace = \"1m\"";
+        let [said] = &read(&format!("{service}{more}")).unwrap().services[..] else { panic!("one service") };
+        assert_eq!((said.kind, said.metrics_port), (Some(Kind::LlamaCpp), Some(9)));
+        assert_eq!(said.stop_grace, Duration::from_secs(60));
+        assert!(said.health_status.takes(401) && !said.health_status.takes(404));
     }
 
     #[test]

@@ -77,8 +77,12 @@ pub fn services(config: &Config) -> Result<services::Config, Failure> {
             name: service.name.clone(),
             upstream: service.upstream.parse().map_err(Failure::usage)?,
             health: service.health.clone(),
+            expected: service.health_status.clone(),
+            kind: service.kind,
+            metrics_port: service.metrics_port,
             command: service.command.clone(),
-            max_concurrency: service.max_concurrency as usize,
+            stop_grace: service.stop_grace,
+            max_concurrency: service.max_concurrency.map(|most| most as usize),
             queue: service.queue as usize,
         })
     };

@@ -328,8 +328,21 @@ pub mod testing {
             self.open(&self.sign(&["ocr"], order, expires_at))
         }
 
-        pub fn sign(&self, services: &[&str], order: u64, expires_at: UnixTime) -> Signed<NodeRecord> {
+        /// The same, reached at another place.
+        pub fn moved(&self, services: &[&str], order: u64) -> Entry {
             let record = NodeRecord {
+                endpoints: vec!["192.0.2.2:51820".parse().unwrap()],
+                ..self.record(services, order, self.now.plus(LIFE + Duration::from_secs(order)))
+            };
+            self.open(&Signed::sign(&record, &self.identity, &self.chain).unwrap())
+        }
+
+        pub fn sign(&self, services: &[&str], order: u64, expires_at: UnixTime) -> Signed<NodeRecord> {
+            Signed::sign(&self.record(services, order, expires_at), &self.identity, &self.chain).unwrap()
+        }
+
+        fn record(&self, services: &[&str], order: u64, expires_at: UnixTime) -> NodeRecord {
+            NodeRecord {
                 sequence: self.now.0 * 1000 + order,
                 expires_at,
                 endpoints: vec!["192.0.2.1:51820".parse().unwrap()],
@@ -337,8 +350,7 @@ pub mod testing {
                 load: Load::default(),
                 tunnel_url: None,
                 overlay: true,
-            };
-            Signed::sign(&record, &self.identity, &self.chain).unwrap()
+            }
         }
 
         pub fn open(&self, signed: &Signed<NodeRecord>) -> Entry {

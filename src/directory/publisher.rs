@@ -13,14 +13,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wiremesh_certs::{NodeId, ServiceName};
+use wiremesh_certs::{NodeId, NodeRecord, ServiceName};
 
 use super::{entry::Entry, key::Key, spread::Spread};
 
 /// Storers of a key: Kademlia's k.
 pub const STORERS: usize = 8;
 /// The closest nodes to a key are looked for again when this old: members come and go.
-pub const FIND_AGAIN: Duration = Duration::from_secs(120);
+pub const FIND_AGAIN: Duration = Duration::from_secs(300);
+/// What only says where the node is, and says the same, is written again when this old: it is good for long, and this
+/// is well before it counts as old. What is offered is written with every publication, as it ends with its record.
+pub const SAY_AGAIN_WHERE: Duration = Duration::from_secs(100);
 /// A write that most storers did not take is repeated after this, doubled up to [`RETRY_AT_MOST`].
 pub const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// The longest time until a failed write is repeated; a publication comes about as often.
@@ -62,6 +65,7 @@ struct Place {
     found_at: Option<Instant>,
     /// The record at hand is not written yet.
     is_due: bool,
+    written_at: Option<Instant>,
     is_busy: bool,
     /// It is still to be found here; otherwise this is a withdrawal, and the place goes once it is written.
     is_offered: bool,
@@ -84,9 +88,12 @@ impl Publisher {
                 self.places.entry(key).or_insert_with(|| Place::new(now));
             }
         }
-        for place in self.places.values_mut() {
-            place.is_due = true;
-            place.not_before = now;
+        let has_moved = self.record.as_ref().is_none_or(|last| !says_the_same_place(last, &entry));
+        for (key, place) in &mut self.places {
+            if has_moved || place.must_be_renewed(key, now) {
+                place.is_due = true;
+                place.not_before = now;
+            }
         }
         self.record = Some(entry);
         self.advance(now);
@@ -186,6 +193,7 @@ impl Publisher {
             let known = place.found_at.is_some_and(|at| now.saturating_duration_since(at) < FIND_AGAIN);
             self.commands.push_back(if known {
                 place.is_due = false;
+                place.written_at = Some(now);
                 Command::Write { key: key.clone(), entry: record.clone(), to: place.storers.clone() }
             } else {
                 Command::Find(key.clone())
@@ -215,6 +223,7 @@ impl Place {
             wanted: 0,
             found_at: None,
             is_due: true,
+            written_at: None,
             is_busy: false,
             is_offered: true,
             not_before: now,
@@ -222,6 +231,23 @@ impl Place {
             stored_by: 0,
         }
     }
+
+    /// Whether a record that leads to its node as the last one did has to be written here.
+    fn must_be_renewed(&self, key: &Key, now: Instant) -> bool {
+        match key {
+            Key::Service { .. } => true,
+            Key::Address(_) | Key::Name(_) => {
+                self.written_at.is_none_or(|at| now.saturating_duration_since(at) >= SAY_AGAIN_WHERE)
+            }
+        }
+    }
+}
+
+/// Whether two records of a node lead to it in the same way, with the same certificate.
+fn says_the_same_place(one: &Entry, other: &Entry) -> bool {
+    let (a, b) = (one.record(), other.record());
+    let way = |record: &NodeRecord| (record.endpoints.clone(), record.tunnel_url.clone(), record.overlay);
+    way(a) == way(b) && one.verified().chain() == other.verified().chain()
 }
 
 fn offers_no_more(key: &Key, entry: &Entry) -> bool {

@@ -26,10 +26,7 @@ mod tests;
 mod upgrade;
 
 use std::{
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
@@ -99,7 +96,6 @@ impl Router {
                 budget: Mutex::new(Budget::new(clock::now())),
                 rng: Mutex::new(SmallRng::seed_from_u64(parts.seed)),
                 counters: Counters::default(),
-                draining: AtomicBool::new(false),
                 parts,
             }),
         })
@@ -108,7 +104,7 @@ impl Router {
     /// From here on nothing is begun at a service of this node: other agents are told that nothing was executed, and
     /// requests of our own clients are answered by others. What was begun, and what waits for its turn, goes on.
     pub fn drain(&self) {
-        self.shared.draining.store(true, Ordering::Relaxed);
+        self.shared.parts.services.drain();
     }
 
     /// Whether it was asked to.
@@ -149,7 +145,6 @@ struct Shared {
     budget: Mutex<Budget>,
     rng: Mutex<SmallRng>,
     counters: Counters,
-    draining: AtomicBool,
 }
 
 impl Shared {
@@ -158,7 +153,7 @@ impl Shared {
     }
 
     fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
+        self.parts.services.is_draining()
     }
 
     fn first_byte(&self, arrived_at: Instant) {

@@ -2,15 +2,20 @@
 //!
 //! ```text
 //! admit ──► Now ─────────────────────────► release ──► next in line is let in
-//!   ├─────► Wait(ticket) ── let in ──────►    ▲
-//!   │          └── abandon (client left)      │
+//!   ├─────► Wait(ticket) ── let in ──────►    ▲   └──► back_in_line: nobody was at the upstream
+//!   │          ├── abandon (client left)      │
+//!   │          └── put out: another asker had less of the line, or it was closed
 //!   └─────► Full(retry after)           started_at … now feeds the service time
 //! ```
+//!
+//! While the door is held nobody is let in and the line stays.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     time::{Duration, Instant},
 };
+
+use wiremesh_certs::OverlayIp;
 
 /// Weight of one answer in the average service time: about the last ten answers count.
 const SERVICE_TIME_WEIGHT: f64 = 0.2;
@@ -23,13 +28,24 @@ pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Ticket(u64);
 
+/// Whose request it is. A line that is full is shared out between those who ask.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Asker {
+    /// A client of this node.
+    Own,
+    /// Another member.
+    Member(OverlayIp),
+}
+
 /// The answer to a request that wants in.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Admit {
     /// Go ahead.
     Now,
-    /// Wait until [`Admission::release`] or [`Admission::abandon`] names this ticket.
+    /// Wait until this ticket is let in or put out.
     Wait(Ticket),
+    /// Wait with the first ticket; the second, of an asker who had more of the line, is put out.
+    Displace(Ticket, Ticket),
     /// The line is full; a place is likely free after this long.
     Full(Duration),
 }
@@ -40,7 +56,8 @@ pub struct Admission {
     capacity: usize,
     queue: usize,
     running: usize,
-    waiting: VecDeque<Ticket>,
+    held: bool,
+    waiting: VecDeque<(Ticket, Asker)>,
     next_ticket: u64,
     service_time: Option<Duration>,
 }
@@ -52,6 +69,7 @@ impl Admission {
             capacity: capacity.max(1),
             queue,
             running: 0,
+            held: false,
             waiting: VecDeque::new(),
             next_ticket: 0,
             service_time: None,
@@ -59,18 +77,25 @@ impl Admission {
     }
 
     /// A request wants in.
-    pub fn admit(&mut self) -> Admit {
-        if self.running < self.capacity {
+    pub fn admit(&mut self, asker: Asker) -> Admit {
+        if self.has_room() && self.waiting.is_empty() {
             self.running += 1;
             return Admit::Now;
         }
-        if self.waiting.len() >= self.queue {
-            return Admit::Full(self.retry_after());
+        if self.waiting.len() < self.queue {
+            let ticket = self.ticket();
+            self.waiting.push_back((ticket, asker));
+            return Admit::Wait(ticket);
         }
-        let ticket = Ticket(self.next_ticket);
-        self.next_ticket += 1;
-        self.waiting.push_back(ticket);
-        Admit::Wait(ticket)
+        match self.who_gives_way_to(asker) {
+            Some(place) => {
+                let gone = self.waiting.remove(place).map(|(gone, _)| gone);
+                let ticket = self.ticket();
+                self.waiting.push_back((ticket, asker));
+                gone.map_or(Admit::Wait(ticket), |gone| Admit::Displace(ticket, gone))
+            }
+            None => Admit::Full(self.retry_after()),
+        }
     }
 
     /// A request that was let in at `started_at` is over. The ticket returned is let in instead.
@@ -80,22 +105,62 @@ impl Admission {
             .service_time
             .map_or(took, |before| before.mul_f64(1.0 - SERVICE_TIME_WEIGHT) + took.mul_f64(SERVICE_TIME_WEIGHT));
         self.service_time = Some(average);
-        self.hand_over()
+        self.running -= 1;
+        self.let_in()
+    }
+
+    /// A request that was let in found nobody at the upstream: it is the first in line again.
+    pub fn back_in_line(&mut self, asker: Asker) -> Ticket {
+        self.running -= 1;
+        let ticket = self.ticket();
+        self.waiting.push_front((ticket, asker));
+        ticket
     }
 
     /// Somebody left. If they were still in line, the line closes up; if they had just been let in without knowing it,
     /// the next in line is let in instead.
     pub fn abandon(&mut self, ticket: Ticket) -> Option<Ticket> {
-        if let Some(place) = self.waiting.iter().position(|&waiting| waiting == ticket) {
+        if let Some(place) = self.waiting.iter().position(|(waiting, _)| *waiting == ticket) {
             self.waiting.remove(place);
             return None;
         }
-        self.hand_over()
+        self.running -= 1;
+        self.let_in()
     }
 
-    /// Requests let in and requests waiting, over what can run at once. Above one if somebody waits.
-    pub fn occupancy(&self) -> f64 {
-        (self.running + self.waiting.len()) as f64 / self.capacity as f64
+    /// The upstream takes so many requests at once, at least one. Call [`Admission::let_in`] until it gives none.
+    pub fn set_capacity(&mut self, capacity: usize) {
+        self.capacity = capacity.max(1);
+    }
+
+    /// Nobody is let in until [`Admission::resume`].
+    pub fn hold(&mut self) {
+        self.held = true;
+    }
+
+    /// The line moves on. Call [`Admission::let_in`] until it gives none.
+    pub fn resume(&mut self) {
+        self.held = false;
+    }
+
+    /// Everybody in line leaves, the first first.
+    pub fn close(&mut self) -> Option<Ticket> {
+        self.waiting.pop_front().map(|(ticket, _)| ticket)
+    }
+
+    /// The first in line is let in, if there is room.
+    pub fn let_in(&mut self) -> Option<Ticket> {
+        if !self.has_room() {
+            return None;
+        }
+        let (next, _) = self.waiting.pop_front()?;
+        self.running += 1;
+        Some(next)
+    }
+
+    /// Requests that run at once.
+    pub fn capacity(&self) -> usize {
+        self.capacity
     }
 
     /// Requests let in.
@@ -108,6 +173,11 @@ impl Admission {
         self.waiting.len()
     }
 
+    /// How long one request takes from when it is let in, smoothed; `None` before the first.
+    pub fn service_time(&self) -> Option<Duration> {
+        self.service_time
+    }
+
     /// When a place in line is likely free: the line, moving `capacity` requests per service time. At least a second,
     /// because that is the unit of the header it ends up in.
     pub fn retry_after(&self) -> Duration {
@@ -115,12 +185,26 @@ impl Admission {
         self.service_time.unwrap_or(ASSUMED_SERVICE_TIME).mul_f64(rounds).clamp(Duration::from_secs(1), MAX_RETRY_AFTER)
     }
 
-    fn hand_over(&mut self) -> Option<Ticket> {
-        let next = self.waiting.pop_front();
-        if next.is_none() {
-            self.running -= 1;
+    fn has_room(&self) -> bool {
+        !self.held && self.running < self.capacity
+    }
+
+    fn ticket(&mut self) -> Ticket {
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        ticket
+    }
+
+    /// The last place of whoever has the most of the line, if `asker` has less of it even with a place more.
+    fn who_gives_way_to(&self, asker: Asker) -> Option<usize> {
+        let mut places: BTreeMap<Asker, usize> = BTreeMap::new();
+        for (_, waiting) in &self.waiting {
+            *places.entry(*waiting).or_default() += 1;
         }
-        next
+        let own = places.get(&asker).copied().unwrap_or(0);
+        let (most, has) = places.into_iter().max_by_key(|(_, has)| *has)?;
+        let place = self.waiting.iter().rposition(|(_, waiting)| *waiting == most)?;
+        (has > own + 1).then_some(place)
     }
 }
 
@@ -132,11 +216,15 @@ mod tests {
         crate::clock::now()
     }
 
+    fn member(last_byte: u8) -> Asker {
+        Asker::Member(OverlayIp([10, 42, 0, last_byte].into()))
+    }
+
     #[test]
     fn as_many_as_fit_run_then_as_many_as_may_wait_then_nobody() {
         let mut door = Admission::new(2, 1);
 
-        let answers = [door.admit(), door.admit(), door.admit(), door.admit()];
+        let answers = [(); 4].map(|()| door.admit(Asker::Own));
 
         assert_eq!(answers[..3], [Admit::Now, Admit::Now, Admit::Wait(Ticket(0))]);
         assert!(matches!(answers[3], Admit::Full(_)));
@@ -145,8 +233,8 @@ mod tests {
     #[test]
     fn the_longest_waiting_is_let_in_first() {
         let mut door = Admission::new(1, 2);
-        door.admit();
-        let (Admit::Wait(first), Admit::Wait(second)) = (door.admit(), door.admit()) else { panic!("both wait") };
+        door.admit(Asker::Own);
+        let (first, second) = two_wait(&mut door);
 
         assert_eq!(door.release(t0(), t0()), Some(first));
         assert_eq!(door.release(t0(), t0()), Some(second));
@@ -157,19 +245,19 @@ mod tests {
     #[test]
     fn who_leaves_the_line_frees_a_place_in_it() {
         let mut door = Admission::new(1, 1);
-        door.admit();
-        let Admit::Wait(ticket) = door.admit() else { panic!("waits") };
+        door.admit(Asker::Own);
+        let Admit::Wait(ticket) = door.admit(Asker::Own) else { panic!("waits") };
 
         assert_eq!(door.abandon(ticket), None);
 
-        assert!(matches!(door.admit(), Admit::Wait(_)));
+        assert!(matches!(door.admit(Asker::Own), Admit::Wait(_)));
     }
 
     #[test]
     fn who_leaves_after_being_let_in_lets_the_next_in() {
         let mut door = Admission::new(1, 2);
-        door.admit();
-        let (Admit::Wait(first), Admit::Wait(second)) = (door.admit(), door.admit()) else { panic!("both wait") };
+        door.admit(Asker::Own);
+        let (first, second) = two_wait(&mut door);
         assert_eq!(door.release(t0(), t0()), Some(first));
 
         assert_eq!(door.abandon(first), Some(second));
@@ -178,15 +266,91 @@ mod tests {
     #[test]
     fn retry_after_grows_with_the_line_and_the_service_time() {
         let mut door = Admission::new(1, 3);
-        door.admit();
+        door.admit(Asker::Own);
         door.release(t0(), t0() + Duration::from_secs(10));
-        door.admit();
+        door.admit(Asker::Own);
 
         let empty_line = door.retry_after();
-        door.admit();
-        door.admit();
+        two_wait(&mut door);
 
         assert!((9..=11).contains(&empty_line.as_secs()));
         assert!((29..=31).contains(&door.retry_after().as_secs()));
+    }
+
+    #[test]
+    fn while_the_door_is_held_the_line_grows_and_nobody_is_let_in() {
+        let mut door = Admission::new(1, 2);
+        door.admit(Asker::Own);
+        door.hold();
+        let (first, second) = two_wait(&mut door);
+
+        assert_eq!(door.release(t0(), t0()), None);
+        assert_eq!((door.running(), door.waiting()), (0, 2));
+        door.resume();
+
+        assert_eq!((door.let_in(), door.let_in()), (Some(first), None));
+        assert_eq!(door.release(t0(), t0()), Some(second));
+    }
+
+    #[test]
+    fn who_found_nobody_at_the_upstream_is_first_in_line_again() {
+        let mut door = Admission::new(1, 1);
+        door.admit(member(1));
+        let Admit::Wait(other) = door.admit(Asker::Own) else { panic!("waits") };
+        door.hold();
+
+        let again = door.back_in_line(member(1));
+        door.resume();
+
+        assert_eq!((door.let_in(), door.let_in()), (Some(again), None));
+        assert_eq!(door.release(t0(), t0()), Some(other));
+    }
+
+    #[test]
+    fn more_or_fewer_at_once_takes_effect_as_requests_end() {
+        let mut door = Admission::new(2, 4);
+        door.admit(Asker::Own);
+        door.admit(Asker::Own);
+        let (first, second) = two_wait(&mut door);
+
+        door.set_capacity(1);
+        assert_eq!(door.release(t0(), t0()), None);
+        assert_eq!(door.release(t0(), t0()), Some(first));
+        door.set_capacity(3);
+        assert_eq!((door.let_in(), door.let_in()), (Some(second), None));
+        assert_eq!(door.running(), 2);
+    }
+
+    #[test]
+    fn nobody_keeps_the_whole_line_when_others_come() {
+        let mut door = Admission::new(1, 4);
+        door.admit(member(1));
+        let greedy = [(); 4].map(|()| door.admit(member(1)));
+        assert!(matches!(door.admit(member(1)), Admit::Full(_)));
+
+        let (Admit::Wait(third), Admit::Wait(fourth)) = (greedy[2], greedy[3]) else { panic!("they wait") };
+        assert!(matches!(door.admit(member(2)), Admit::Displace(_, gone) if gone == fourth));
+        assert!(matches!(door.admit(Asker::Own), Admit::Displace(_, gone) if gone == third));
+        // Two, one and one: nobody has less even with one more.
+        assert!(matches!(door.admit(member(2)), Admit::Full(_)));
+        assert_eq!(door.waiting(), 4);
+    }
+
+    #[test]
+    fn nobody_overtakes_the_line() {
+        let mut door = Admission::new(1, 2);
+        door.hold();
+        let (first, _) = two_wait(&mut door);
+        door.resume();
+
+        assert!(matches!(door.admit(Asker::Own), Admit::Full(_)));
+        assert_eq!(door.let_in(), Some(first));
+    }
+
+    fn two_wait(door: &mut Admission) -> (Ticket, Ticket) {
+        match (door.admit(Asker::Own), door.admit(Asker::Own)) {
+            (Admit::Wait(first), Admit::Wait(second)) => (first, second),
+            other => panic!("both wait: {other:?}"),
+        }
     }
 }

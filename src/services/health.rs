@@ -13,9 +13,9 @@ const SILENT_PROBES: u32 = 2;
 /// How a probe ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Probe {
-    /// It answered, and not with an error of its own.
+    /// It answered as it should.
     Answered,
-    /// It answered with a status of 500 or above.
+    /// It answered with a status that does not mean well.
     Failing(u16),
     /// Nobody listens there.
     Refused,

@@ -1,66 +1,64 @@
-//! The services as they run: one task probes each upstream, one supervises each command, one measures the machine; all
-//! others hold a [`Handle`].
+//! The services as they run: for each one task probes its upstream, one learns from it how busy it is and one supervises
+//! its command; one measures the machine; all others hold a [`Handle`].
 
+mod adapter;
+mod client;
 mod machine;
+mod meter;
 mod metrics;
+mod place;
 mod probe;
 mod process;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    fmt::Display,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 pub use machine::MachineReader;
+pub use place::{Permit, Reservation};
 use tokio::sync::{oneshot, watch};
 use wiremesh_certs::{Load, ServiceName};
 
 use super::{
-    Admission, Admit, Busy, Capabilities, Config, Probe, ServiceConfig, ServiceHealth, Ticket, Upstream, load_of,
+    Admission, Admit, Asker, Busy, Capabilities, Change, Config, Kind, Probe, Reading, ServiceConfig, ServiceReport,
+    ServiceState, Standing, Ticket, load_of, report,
 };
 use crate::{clock, task::Tasks};
 
-/// How often GPU and CPU are measured.
-const METER_EVERY: Duration = Duration::from_secs(2);
+/// The names of the models that each service serves; without those that list none.
+pub type Models = Arc<[(ServiceName, Arc<[String]>)]>;
 
-/// Starts the services: supervised commands, probes, the meter of the machine. They stop with `tasks`.
+/// Starts the services: supervised commands, probes, adapters, the meter of the machine. They stop with `tasks`.
 pub fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Handle> {
     let mut reader = MachineReader::new();
     let (machine, _) = reader.read();
     let capabilities = Capabilities::of(machine, config.worker_type.as_deref());
     let handle = Handle::new(config.services, capabilities);
-    let prober = probe::Prober::new()?;
+    let client = client::Client::new()?;
 
     for service in handle.shared.services.values() {
-        let (service, prober, shared) = (service.clone(), prober.clone(), handle.shared.clone());
+        let each = || (service.clone(), client.clone(), handle.shared.clone());
         if !service.config.command.is_empty() {
-            let config = service.config.clone();
-            tasks.spawn("service process", |stop| process::run(config, stop));
+            let (service, _, shared) = each();
+            tasks.spawn("service process", |stop| async move {
+                process::run(&service.config, || shared.on_command_ended(&service), stop).await
+            });
         }
-        tasks.spawn("service probe", |stop| probe::run(service, prober, shared, stop));
+        if service.config.kind != Some(Kind::Generic) {
+            let (service, client, shared) = each();
+            tasks.spawn("service adapter", |stop| adapter::run(service, client, shared, stop));
+        }
+        let (service, client, shared) = each();
+        tasks.spawn("service probe", |stop| probe::run(service, client, shared, stop));
     }
-    let (meter, worker_type) = (handle.clone(), config.worker_type);
-    tasks.spawn("meter", |stop| async move {
-        let mut due = clock::beats(METER_EVERY);
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                _ = due.tick() => {}
-            }
-            let (machine, cpu);
-            if reader.may_block() {
-                (reader, machine, cpu) = tokio::task::spawn_blocking(move || {
-                    let (machine, cpu) = reader.read();
-                    (reader, machine, cpu)
-                })
-                .await?;
-            } else {
-                (machine, cpu) = reader.read();
-            }
-            meter.measured(Capabilities::of(machine, worker_type.as_deref()), cpu);
-        }
-    });
+    let meter = handle.clone();
+    tasks.spawn("meter", |stop| meter::run(meter, reader, config.worker_type, stop));
     Ok(handle)
 }
 
@@ -79,18 +77,22 @@ impl std::fmt::Debug for Handle {
 impl Handle {
     /// Services of which none has been probed yet, on a machine that is `capabilities`.
     pub fn new(services: Vec<ServiceConfig>, capabilities: Capabilities) -> Handle {
-        let services =
-            services.into_iter().map(|config| (config.name.clone(), Arc::new(Service::new(config)))).collect();
+        let changed = Arc::new(Bell::default());
+        let service = |config: ServiceConfig| (config.name.clone(), Arc::new(Service::new(config, changed.clone())));
+        let services = services.into_iter().map(service).collect();
         Handle {
             shared: Arc::new(Shared {
                 services,
                 offered: watch::Sender::new(Arc::from([])),
+                models: watch::Sender::new(Arc::from([])),
+                changed,
+                draining: AtomicBool::new(false),
                 machine: Mutex::new((Arc::new(capabilities), 0.0)),
             }),
         }
     }
 
-    /// The services whose upstream is up.
+    /// The services that take requests: whose upstream is up, or being started again.
     pub fn offered(&self) -> Arc<[ServiceName]> {
         self.shared.offered.borrow().clone()
     }
@@ -100,6 +102,16 @@ impl Handle {
         self.shared.offered.subscribe()
     }
 
+    /// The models that the services which are offered list.
+    pub fn models(&self) -> Models {
+        self.shared.models.borrow().clone()
+    }
+
+    /// Tells of every change of [`Handle::models`].
+    pub fn models_changes(&self) -> watch::Receiver<Models> {
+        self.shared.models.subscribe()
+    }
+
     /// Names of all configured services, up or not.
     pub fn configured(&self) -> impl Iterator<Item = &ServiceName> {
         self.shared.services.keys()
@@ -107,10 +119,36 @@ impl Handle {
 
     /// How busy this node is.
     pub fn load(&self) -> Load {
-        let requests =
-            self.shared.services.values().map(|service| lock(&service.door).admission.occupancy()).fold(0.0, f64::max);
-        let machine = lock(&self.shared.machine);
-        load_of(Busy { requests, gpu: machine.0.gpu_utilization(), cpu: machine.1 })
+        let services = self.shared.services.values();
+        load_of(services.fold(self.shared.machine_busy(), |busy, service| {
+            let door = lock(&service.door);
+            report::of_one(&door.admission, door.reading, busy)
+        }))
+    }
+
+    /// How one service is; `None` if it is not offered.
+    pub fn report(&self, service: &ServiceName) -> Option<ServiceReport> {
+        let service = self.shared.services.get(service)?;
+        let busy = self.shared.machine_busy();
+        let draining = self.shared.is_draining();
+        let door = lock(&service.door);
+        let state = match door.standing {
+            _ if draining => ServiceState::Draining,
+            standing if standing.is_up() => ServiceState::Ready,
+            standing if standing.is_held() => ServiceState::Loading,
+            _ => return None,
+        };
+        Some(ServiceReport::of(&door.admission, door.reading, busy, state))
+    }
+
+    /// Changes whenever a report may have: a request came or ended, an upstream said something, a service came or went.
+    pub fn report_changes(&self) -> watch::Receiver<u64> {
+        self.shared.changed.0.subscribe()
+    }
+
+    /// What the upstream of a service is, if it is known.
+    pub fn kind(&self, service: &ServiceName) -> Option<Kind> {
+        lock(&self.shared.services.get(service)?.door).kind
     }
 
     /// What this machine is, measured a moment ago.
@@ -118,7 +156,7 @@ impl Handle {
         lock(&self.shared.machine).0.clone()
     }
 
-    /// Requests running and waiting, by service.
+    /// Requests running and waiting at our doors, by service.
     pub fn occupancy(&self) -> Vec<(ServiceName, usize, usize)> {
         let services = self.shared.services.iter();
         services
@@ -134,30 +172,57 @@ impl Handle {
         metrics::register(self, registry);
     }
 
-    /// A place at a service of this node: at once, or in its line.
+    /// A place at a service of this node for a client of it: at once, or in its line.
     pub fn reserve(&self, service: &ServiceName) -> Result<Reservation, Refused> {
-        let service = self.shared.services.get(service).ok_or(Refused::NotOffered)?;
-        let mut door = lock(&service.door);
-        if !door.health.is_up() {
-            return Err(Refused::NotOffered);
-        }
-        match door.admission.admit() {
-            Admit::Now => Ok(Reservation { place: Place::In(Permit::new(service.clone())) }),
-            Admit::Wait(ticket) => {
-                let (let_in, turn) = oneshot::channel();
-                door.line.insert(ticket, let_in);
-                let line = InLine { service: Some(service.clone()), ticket, turn };
-                Ok(Reservation { place: Place::Line(line) })
-            }
-            Admit::Full(retry_after) => Err(Refused::Full(retry_after)),
-        }
+        self.reserve_for(service, Asker::Own)
     }
 
-    /// A request found the upstream of `service` gone: it is not offered until a probe says otherwise.
+    /// The same for whoever asks. Nobody keeps a line for themselves while others ask.
+    pub fn reserve_for(&self, service: &ServiceName, asker: Asker) -> Result<Reservation, Refused> {
+        let service = self.shared.services.get(service).ok_or(Refused::NotOffered)?;
+        if self.shared.is_draining() {
+            return Err(Refused::NotOffered);
+        }
+        let mut door = lock(&service.door);
+        if !door.standing.is_offered() {
+            return Err(Refused::NotOffered);
+        }
+        let (ticket, displaced) = match door.admission.admit(asker) {
+            Admit::Now => {
+                drop(door);
+                service.changed.ring();
+                return Ok(Reservation::running(service.clone(), asker));
+            }
+            Admit::Wait(ticket) => (ticket, None),
+            Admit::Displace(ticket, displaced) => (ticket, Some(displaced)),
+            Admit::Full(retry_after) => return Err(Refused::Full(retry_after)),
+        };
+        let retry_after = door.admission.retry_after();
+        door.tell(displaced, Err(Refused::Full(retry_after)));
+        let turn = door.wait(ticket);
+        drop(door);
+        service.changed.ring();
+        Ok(Reservation::in_line(service.clone(), asker, ticket, turn))
+    }
+
+    /// A request found the upstream of `service` gone: nothing is sent there until a probe says otherwise.
     pub fn on_unreachable(&self, service: &ServiceName) {
         if let Some(service) = self.shared.services.get(service) {
             self.shared.on_probe(service, Probe::Refused);
         }
+    }
+
+    /// The node is leaving: nothing is offered any more, and nobody let into a line. What is in line has its turn, and what
+    /// runs ends.
+    pub fn drain(&self) {
+        self.shared.draining.store(true, Ordering::Relaxed);
+        self.shared.publish();
+        self.shared.changed.ring();
+    }
+
+    /// Whether it is leaving.
+    pub fn is_draining(&self) -> bool {
+        self.shared.is_draining()
     }
 
     /// The machine was measured; `cpu` from 0 to 1.
@@ -169,6 +234,14 @@ impl Handle {
     #[cfg(test)]
     pub fn set_up(&self, service: &ServiceName) {
         self.shared.on_probe(&self.shared.services[service], Probe::Answered);
+    }
+
+    /// Says what models a service has, for tests that ask no upstreams.
+    #[cfg(test)]
+    pub fn set_models(&self, service: &ServiceName, models: &[&str]) {
+        let service = &self.shared.services[service];
+        let life_number = (*service.life.borrow()).expect("the service is up");
+        self.shared.on_models(service, life_number, models.iter().map(|name| name.to_string()).collect());
     }
 }
 
@@ -183,133 +256,207 @@ pub enum Refused {
     Full(Duration),
 }
 
-/// A place at a service: running, or in line. Dropping it gives the place up.
-pub struct Reservation {
-    place: Place,
-}
-
-impl Reservation {
-    /// Waits for our turn. Dropping the future leaves the line.
-    pub async fn ready(self) -> Permit {
-        match self.place {
-            Place::In(permit) => permit,
-            Place::Line(line) => line.ready().await,
-        }
-    }
-
-    /// Whether the request has to wait.
-    pub fn must_wait(&self) -> bool {
-        matches!(self.place, Place::Line(_))
-    }
-}
-
-/// The right to send one request to the upstream, until it is dropped.
-pub struct Permit {
-    service: Arc<Service>,
-    started_at: Instant,
-}
-
-impl Permit {
-    /// Where the request goes.
-    pub fn upstream(&self) -> &Upstream {
-        &self.service.config.upstream
-    }
-
-    fn new(service: Arc<Service>) -> Permit {
-        Permit { service, started_at: clock::now() }
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        let mut door = lock(&self.service.door);
-        let next = door.admission.release(self.started_at, clock::now());
-        door.let_in(next);
-    }
-}
-
-enum Place {
-    In(Permit),
-    Line(InLine),
-}
-
-/// Leaves the line, or gives up the place it was just given, when dropped.
-struct InLine {
-    /// Taken when the wait is over.
-    service: Option<Arc<Service>>,
-    ticket: Ticket,
-    turn: oneshot::Receiver<()>,
-}
-
-impl InLine {
-    async fn ready(mut self) -> Permit {
-        // The sender is dropped unused by nobody: the door keeps it until our turn, and we hold the door.
-        let _ = (&mut self.turn).await;
-        let service = self.service.take().expect("taken only here, and `self` is gone afterwards");
-        Permit::new(service)
-    }
-}
-
-impl Drop for InLine {
-    fn drop(&mut self) {
-        if let Some(service) = self.service.take() {
-            let mut door = lock(&service.door);
-            door.line.remove(&self.ticket);
-            let next = door.admission.abandon(self.ticket);
-            door.let_in(next);
-        }
-    }
-}
-
 /// What the handles and the tasks of this part share. Every lock is held for one call, never across a wait.
 struct Shared {
     services: BTreeMap<ServiceName, Arc<Service>>,
     offered: watch::Sender<Arc<[ServiceName]>>,
+    models: watch::Sender<Models>,
+    changed: Arc<Bell>,
+    draining: AtomicBool,
     /// Capabilities, and the utilisation of the CPUs from 0 to 1.
     machine: Mutex<(Arc<Capabilities>, f64)>,
 }
 
 impl Shared {
     fn on_probe(&self, service: &Service, probe: Probe) {
-        if !lock(&service.door).health.on_probe(probe) {
-            return;
+        self.on_fact(service, &probe, |standing| standing.on_probe(probe, clock::now()));
+    }
+
+    fn on_command_ended(&self, service: &Service) {
+        self.on_fact(service, &"its command ended", |standing| standing.on_command_ended(clock::now()));
+    }
+
+    /// What an upstream is, found out in its life of this number.
+    fn on_kind(&self, service: &Service, life_number: u64, kind: Kind) {
+        service.learn(life_number, |door| door.kind = Some(kind));
+    }
+
+    /// What it says about its load; `None` if it has not said anything for a while.
+    fn on_reading(&self, service: &Service, life_number: u64, reading: Option<Reading>) {
+        service.learn(life_number, |door| door.reading = reading);
+    }
+
+    /// Which models it serves.
+    fn on_models(&self, service: &Service, life_number: u64, models: Arc<[String]>) {
+        if *service.life.borrow() == Some(life_number) {
+            self.set_models(service, models);
         }
-        let offered = self.services.iter().filter(|(_, service)| lock(&service.door).health.is_up());
-        self.offered.send_replace(offered.map(|(name, _)| name.clone()).collect());
-        match lock(&service.door).health.is_up() {
-            true => tracing::info!(service = %service.config.name, "service is offered"),
-            false => tracing::warn!(service = %service.config.name, why = %probe, "service is not offered"),
+    }
+
+    fn on_fact(&self, service: &Service, why: &dyn Display, learn: impl FnOnce(&mut Standing) -> Change) {
+        let name = &service.config.name;
+        match service.on_fact(learn) {
+            Change::None => return,
+            Change::Offered => tracing::info!(service = %name, "service is offered"),
+            Change::Held => tracing::warn!(service = %name, %why, "service waits for its upstream"),
+            Change::Withdrawn => {
+                self.set_models(service, Arc::from([]));
+                tracing::warn!(service = %name, %why, "service is not offered");
+            }
         }
+        self.publish();
+        self.changed.ring();
+    }
+
+    /// Tells what is offered, if it is another thing than was told last.
+    fn publish(&self) {
+        self.offered.send_if_modified(|offered| {
+            let services = self.services.iter().filter(|(_, service)| lock(&service.door).standing.is_offered());
+            let now: Arc<[ServiceName]> = match self.is_draining() {
+                true => Arc::from([]),
+                false => services.map(|(name, _)| name.clone()).collect(),
+            };
+            let changed = *offered != now;
+            *offered = now;
+            changed
+        });
+    }
+
+    fn set_models(&self, service: &Service, models: Arc<[String]>) {
+        self.models.send_if_modified(|all| {
+            let name = &service.config.name;
+            let before = all.iter().find(|(of, _)| of == name).map_or(&[][..], |(_, models)| models);
+            if before == models.as_ref() {
+                return false;
+            }
+            let others = all.iter().filter(|(of, _)| of != name).cloned();
+            let these = (!models.is_empty()).then(|| (name.clone(), models));
+            let mut now: Vec<_> = others.chain(these).collect();
+            now.sort_by(|(one, _), (other, _)| one.cmp(other));
+            *all = now.into();
+            true
+        });
+    }
+
+    fn machine_busy(&self) -> Busy {
+        let machine = lock(&self.machine);
+        Busy { gpu: machine.0.gpu_utilization(), cpu: machine.1, ..Busy::default() }
+    }
+
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
     }
 }
 
 struct Service {
     config: ServiceConfig,
     door: Mutex<Door>,
+    /// The number of the life that the upstream is in; `None` while it does not answer.
+    life: watch::Sender<Option<u64>>,
+    changed: Arc<Bell>,
 }
 
 impl Service {
-    fn new(config: ServiceConfig) -> Service {
-        let admission = Admission::new(config.max_concurrency, config.queue);
-        Service {
-            config,
-            door: Mutex::new(Door { admission, health: ServiceHealth::default(), line: BTreeMap::new() }),
+    fn new(config: ServiceConfig, changed: Arc<Bell>) -> Service {
+        let door = Door {
+            admission: Admission::new(config.capacity(config.kind, None), config.queue),
+            standing: Standing::new(!config.command.is_empty()),
+            kind: config.kind,
+            reading: None,
+            lives: 0,
+            line: BTreeMap::new(),
+        };
+        Service { config, door: Mutex::new(door), life: watch::Sender::new(None), changed }
+    }
+
+    fn on_fact(&self, learn: impl FnOnce(&mut Standing) -> Change) -> Change {
+        let mut door = lock(&self.door);
+        let change = learn(&mut door.standing);
+        match change {
+            Change::None => return change,
+            Change::Offered => {
+                door.lives += 1;
+                self.life.send_replace(Some(door.lives));
+                door.admission.resume();
+                door.let_in();
+                return change;
+            }
+            Change::Held => door.admission.hold(),
+            Change::Withdrawn => {
+                while let Some(ticket) = door.admission.close() {
+                    door.tell(Some(ticket), Err(Refused::NotOffered));
+                }
+            }
         }
+        // What was learnt of that life may be wrong in the next.
+        door.reading = None;
+        door.kind = self.config.kind;
+        self.life.send_replace(None);
+        change
+    }
+
+    /// Something was learnt of the upstream in its life of this number. Of an earlier one it is worth nothing.
+    fn learn(&self, life_number: u64, learn: impl FnOnce(&mut Door)) {
+        let mut door = lock(&self.door);
+        if *self.life.borrow() != Some(life_number) {
+            return;
+        }
+        learn(&mut door);
+        let capacity = self.config.capacity(door.kind, door.reading.and_then(|reading| reading.capacity));
+        door.admission.set_capacity(capacity);
+        door.let_in();
+        drop(door);
+        self.changed.ring();
+    }
+
+    fn is_held(&self) -> bool {
+        lock(&self.door).standing.is_held()
     }
 }
 
 struct Door {
     admission: Admission,
-    health: ServiceHealth,
+    standing: Standing,
+    kind: Option<Kind>,
+    /// What the upstream said last about its load.
+    reading: Option<Reading>,
+    /// How many lives the upstream has had.
+    lives: u64,
     /// How those in line are told that it is their turn.
-    line: BTreeMap<Ticket, oneshot::Sender<()>>,
+    line: BTreeMap<Ticket, oneshot::Sender<Result<(), Refused>>>,
 }
 
 impl Door {
-    fn let_in(&mut self, next: Option<Ticket>) {
-        if let Some(turn) = next.and_then(|ticket| self.line.remove(&ticket)) {
+    /// Somebody waits with this ticket.
+    fn wait(&mut self, ticket: Ticket) -> place::Turn {
+        let (tell, turn) = oneshot::channel();
+        self.line.insert(ticket, tell);
+        turn
+    }
+
+    /// Lets in as many as there is room for.
+    fn let_in(&mut self) {
+        while let Some(next) = self.admission.let_in() {
+            self.tell(Some(next), Ok(()));
+        }
+    }
+
+    fn tell(&mut self, ticket: Option<Ticket>, turn: Result<(), Refused>) {
+        if let Some(tell) = ticket.and_then(|ticket| self.line.remove(&ticket)) {
             // Fails if they are leaving at this moment; then their leaving lets the next one in.
-            let _ = turn.send(());
+            let _ = tell.send(turn);
+        }
+    }
+}
+
+/// Rung at every change of a report; costs next to nothing while nobody listens.
+#[derive(Default)]
+struct Bell(watch::Sender<u64>);
+
+impl Bell {
+    fn ring(&self) {
+        if self.0.receiver_count() > 0 {
+            self.0.send_modify(|rung| *rung = rung.wrapping_add(1));
         }
     }
 }
@@ -320,75 +467,4 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn one_service(max_concurrency: usize, queue: usize) -> (Handle, ServiceName) {
-        let name = ServiceName::new("ocr").unwrap();
-        let config = ServiceConfig {
-            name: name.clone(),
-            upstream: "http://127.0.0.1:9".parse().unwrap(),
-            health: "/".into(),
-            command: Vec::new(),
-            max_concurrency,
-            queue,
-        };
-        (Handle::new(vec![config], Capabilities::of(Default::default(), None)), name)
-    }
-
-    #[tokio::test]
-    async fn the_permit_of_one_request_goes_to_the_next_in_line() {
-        let (handle, ocr) = one_service(1, 1);
-        handle.set_up(&ocr);
-        let first = handle.reserve(&ocr).unwrap().ready().await;
-        let second = handle.reserve(&ocr).unwrap();
-        assert!(second.must_wait());
-        assert!(matches!(handle.reserve(&ocr), Err(Refused::Full(_))));
-
-        drop(first);
-
-        second.ready().await;
-        assert_eq!(handle.occupancy(), [(ocr, 0, 0)]);
-    }
-
-    #[tokio::test]
-    async fn who_leaves_the_line_takes_no_place_with_them() {
-        let (handle, ocr) = one_service(1, 2);
-        handle.set_up(&ocr);
-        let first = handle.reserve(&ocr).unwrap().ready().await;
-        let (second, third) = (handle.reserve(&ocr).unwrap(), handle.reserve(&ocr).unwrap());
-
-        drop(first);
-        drop(second);
-
-        third.ready().await;
-        assert_eq!(handle.occupancy(), [(ocr, 0, 0)]);
-    }
-
-    #[tokio::test]
-    async fn a_service_whose_upstream_is_gone_is_not_offered_and_this_is_told() {
-        let (handle, ocr) = one_service(1, 0);
-        let mut changes = handle.changes();
-        assert!(matches!(handle.reserve(&ocr), Err(Refused::NotOffered)));
-
-        handle.set_up(&ocr);
-        assert_eq!(changes.borrow_and_update().as_ref(), std::slice::from_ref(&ocr));
-        handle.on_unreachable(&ocr);
-
-        assert!(changes.has_changed().unwrap());
-        assert!(handle.offered().is_empty());
-    }
-
-    #[tokio::test]
-    async fn a_full_service_is_a_fully_loaded_node() {
-        let (handle, ocr) = one_service(2, 2);
-        handle.set_up(&ocr);
-        assert_eq!(handle.load().percent(), 0);
-
-        let _one = handle.reserve(&ocr).unwrap();
-        assert_eq!(handle.load().percent(), 50);
-        let _all = [handle.reserve(&ocr).unwrap(), handle.reserve(&ocr).unwrap()];
-
-        assert_eq!(handle.load().percent(), 100);
-    }
-}
+mod tests;

@@ -42,6 +42,23 @@ impl Upstream {
         Uri::builder().scheme(self.scheme.clone()).authority(self.authority.clone()).path_and_query(path).build().ok()
     }
 
+    /// The URL of what the same server has besides its service: beside `/v1`, at another port if one is given.
+    pub fn beside(&self, path: &str, port: Option<u16>) -> Option<Uri> {
+        let base = self.base.strip_suffix("/v1").unwrap_or(&self.base);
+        let authority = match port {
+            Some(port) => Authority::try_from(format!("{}:{port}", self.authority.host())).ok()?,
+            None => self.authority.clone(),
+        };
+        let path = PathAndQuery::try_from(format!("{base}{path}")).ok()?;
+        Uri::builder().scheme(self.scheme.clone()).authority(authority).path_and_query(path).build().ok()
+    }
+
+    /// The port it listens on.
+    pub fn port(&self) -> u16 {
+        let unless_said = if self.scheme == Scheme::HTTPS { 443 } else { 80 };
+        self.authority.port_u16().unwrap_or(unless_said)
+    }
+
     /// Host and port.
     pub fn authority(&self) -> &Authority {
         &self.authority
@@ -86,6 +103,21 @@ mod tests {
 
             assert_eq!(upstream.uri(&path.parse().unwrap()).unwrap().to_string(), whole);
         }
+    }
+
+    #[test]
+    fn what_a_server_has_besides_its_service_is_found() {
+        for (base, port, whole) in [
+            ("http://127.0.0.1:8000", None, "http://127.0.0.1:8000/metrics"),
+            ("http://127.0.0.1:8000/v1/", None, "http://127.0.0.1:8000/metrics"),
+            ("http://[::1]:8000", Some(8002), "http://[::1]:8002/metrics"),
+            ("http://gpu/api/v1", Some(9), "http://gpu:9/api/metrics"),
+        ] {
+            let upstream: Upstream = base.parse().unwrap();
+
+            assert_eq!(upstream.beside("/metrics", port).unwrap().to_string(), whole);
+        }
+        assert_eq!("http://gpu".parse::<Upstream>().unwrap().port(), 80);
     }
 
     #[test]

@@ -47,7 +47,7 @@ const TICK: Duration = Duration::from_secs(2);
 /// Expired entries are swept this often.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 /// Somewhere random in the table is looked up this often, give or take a quarter: buckets stay fresh without a storm.
-const EXPLORE_EVERY: Duration = Duration::from_secs(60);
+const EXPLORE_EVERY: Duration = Duration::from_secs(300);
 /// While nobody is connected the contacts are tried again this often; the absent among them more rarely.
 const RETRY_CONTACTS_EVERY: Duration = Duration::from_secs(5);
 /// Queries at a time; a lookup beyond it finds nobody, at once.

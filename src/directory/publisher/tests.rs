@@ -21,9 +21,27 @@ fn a_record_is_written_under_address_name_and_every_service() {
 fn a_refresh_goes_straight_to_the_known_storers() {
     let (node, mut publisher) = published(3);
 
-    publisher.publish(node.offering(&["ocr"], 30), t0() + Duration::from_secs(30));
+    publisher.publish(node.offering(&["ocr"], 30), t0() + SAY_AGAIN_WHERE);
 
     assert_eq!(find_all(&mut publisher, 3), 0);
+    assert_eq!(write_all(&mut publisher, usize::MAX), 3);
+}
+
+#[test]
+fn where_a_node_is_that_has_not_moved_is_written_more_rarely_than_what_it_offers() {
+    let (node, mut publisher) = published(3);
+
+    publisher.publish(node.offering(&["ocr"], 30), t0() + SAY_AGAIN_WHERE / 2);
+
+    assert_eq!(write_all(&mut publisher, usize::MAX), 1);
+}
+
+#[test]
+fn where_a_node_is_that_has_moved_is_written_at_once() {
+    let (node, mut publisher) = published(3);
+
+    publisher.publish(node.moved(&["ocr"], 2), t0());
+
     assert_eq!(write_all(&mut publisher, usize::MAX), 3);
 }
 
@@ -92,8 +110,8 @@ fn a_service_offered_no_longer_is_withdrawn_once() {
     let withdrawn = write_all(&mut publisher, usize::MAX);
     publisher.publish(node.offering(&[], 3), t0());
 
-    assert_eq!(withdrawn, 3);
-    assert_eq!(write_all(&mut publisher, usize::MAX), 2, "address and name stay");
+    assert_eq!(withdrawn, 1);
+    assert_eq!(write_all(&mut publisher, usize::MAX), 0);
 }
 
 #[test]
@@ -104,7 +122,7 @@ fn what_is_published_while_a_write_is_under_way_is_written_after_it() {
     publisher.publish(node.offering(&["ocr"], 3), t0());
     let first = write_all(&mut publisher, usize::MAX);
 
-    assert_eq!(first, 6, "three of the second, and then three of the third");
+    assert_eq!(first, 2, "the second, and then the third");
     assert!(publisher.is_settled());
 }
 
@@ -116,7 +134,7 @@ fn a_full_bucket_makes_the_writer_spread() {
     publisher.on_count(&first, SPLIT_AT, t0());
     find_all(&mut publisher, 8);
 
-    assert_eq!(write_all(&mut publisher, usize::MAX), 4, "both spreads, address and name");
+    assert_eq!(write_all(&mut publisher, usize::MAX), 2, "both spreads");
 }
 
 fn published(storers: u8) -> (Node, Publisher) {

@@ -104,6 +104,11 @@ impl Called {
         self.on_state(CallState::Running);
     }
 
+    /// It waits in line; or, with the line, for what executes it to start.
+    pub fn on_waiting(&mut self, loading: bool) {
+        self.on_state(if loading { CallState::Loading } else { CallState::Queued });
+    }
+
     /// It was not: what executes it took nothing of it.
     pub fn on_not_taken(&mut self) {
         self.begun = false;

@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 use tower::ServiceExt;
-use wiremesh_certs::{NodeId, ProofChecker, TrustStore};
+use wiremesh_certs::{NodeId, OverlayIp, ProofChecker, TrustStore};
 
 use super::{
     Router, Shared,
@@ -102,7 +102,7 @@ impl Surface {
             Err(refusal) => return self.keep_out(&refusal, &request, peer),
         };
         if request.uri().path().starts_with(SERVICES) {
-            return self.answer_call(request, believed).await;
+            return self.answer_call(request, peer, believed).await;
         }
         let id = self.shared.request_id(request.headers());
         request.headers_mut().insert(headers::REQUEST_ID, id.clone());
@@ -119,10 +119,19 @@ impl Surface {
         matches!(self.door, Door::Overlay(_))
     }
 
-    async fn answer_call(&self, mut request: Request<Incoming>, believed: Option<Believed>) -> Answer {
+    async fn answer_call(
+        &self,
+        mut request: Request<Incoming>,
+        peer: SocketAddr,
+        believed: Option<Believed>,
+    ) -> Answer {
         let (limit, whence) = match self.door {
             Door::Local(_) => (MAX_HEADER_BYTES, Whence::Client),
-            Door::Overlay(_) | Door::Ingress(_) => (MAX_HEADER_BYTES + ADDED_BY_US_BYTES, Whence::Member),
+            Door::Overlay(_) | Door::Ingress(_) => {
+                let by_overlay = OverlayIp(peer.ip().to_canonical());
+                let member = believed.as_ref().map_or(by_overlay, Believed::address);
+                (MAX_HEADER_BYTES + ADDED_BY_US_BYTES, Whence::Member(member))
+            }
         };
         let Some(believed) = believed else { return self.shared.answer_call(request, limit, whence).await };
         if let Some(connections) = request.extensions_mut().get_mut::<Connections>() {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use wiremesh_certs::ServiceName;
+
 use super::{
     Shared,
     answer::{Answer, Held},
@@ -12,7 +14,7 @@ use super::{
 use crate::{
     clock,
     router::{Failure, Path, Refusal, Source},
-    services,
+    services::{self, Permit, Reservation, ServiceState},
 };
 
 /// Why a service of this node does not answer.
@@ -47,38 +49,63 @@ impl Shared {
         if self.is_draining() {
             return Err((outgoing, NotHere::Draining));
         }
-        let reservation = match self.parts.services.reserve(&outgoing.needs.service) {
-            Ok(reservation) => reservation,
-            Err(services::Refused::NotOffered) => return Err((outgoing, NotHere::NotOffered)),
-            Err(services::Refused::Full(after)) => return Err((outgoing, NotHere::Full(after))),
-        };
-        let permit = reservation.ready().await;
-        if let Some(called) = &mut outgoing.called {
-            called.on_running();
-        }
-        let began_at = clock::now();
-        match self.to_upstream(&outgoing, permit.upstream()).await {
-            Ok(answer) => {
-                let way = Way {
-                    worker: self.worker_header.clone(),
-                    path: Path::Local,
-                    source: Source::Local,
-                    timing: Shared::timing("upstream", began_at),
-                };
-                let held = Held { permit: Some(permit), ..Held::default() };
-                Ok(self.finish(outgoing, answer, held, way))
-            }
-            Err(failed) => {
-                if failed.failure == Failure::ConnectionRefused {
-                    self.parts.services.on_unreachable(&outgoing.needs.service);
+        let service = outgoing.needs.service.clone();
+        let mut place = self.parts.services.reserve_for(&service, outgoing.asker);
+        loop {
+            let permit = match place {
+                Ok(reservation) => self.turn(reservation, &service, &mut outgoing).await,
+                Err(refused) => Err(refused),
+            };
+            let permit = match permit {
+                Ok(permit) => permit,
+                Err(services::Refused::NotOffered) => return Err((outgoing, NotHere::NotOffered)),
+                Err(services::Refused::Full(after)) => return Err((outgoing, NotHere::Full(after))),
+            };
+            let began_at = clock::now();
+            let failed = match self.to_upstream(&outgoing, permit.upstream()).await {
+                Ok(answer) => {
+                    let way = Way {
+                        worker: self.worker_header.clone(),
+                        path: Path::Local,
+                        source: Source::Local,
+                        timing: Shared::timing("upstream", began_at),
+                    };
+                    let held = Held { permit: Some(permit), ..Held::default() };
+                    return Ok(self.finish(outgoing, answer, held, way));
                 }
-                if let (Some(called), Failure::ConnectionRefused | Failure::Unreachable) =
-                    (&mut outgoing.called, failed.failure)
-                {
-                    called.on_not_taken();
-                }
-                Err((outgoing, NotHere::Failed(failed)))
+                Err(failed) => failed,
+            };
+            if let (Some(called), Failure::ConnectionRefused | Failure::Unreachable) =
+                (&mut outgoing.called, failed.failure)
+            {
+                called.on_not_taken();
             }
+            if failed.failure == Failure::ConnectionRefused {
+                self.parts.services.on_unreachable(&service);
+                // Nothing was sent, and the upstream is being started again: the line waits for it.
+                if let Some(again) = permit.back_in_line() {
+                    place = Ok(again);
+                    continue;
+                }
+            }
+            return Err((outgoing, NotHere::Failed(failed)));
         }
+    }
+
+    /// Waits for the request's turn, and tells who asks what it waits for.
+    async fn turn(
+        &self,
+        reservation: Reservation,
+        service: &ServiceName,
+        outgoing: &mut Outgoing,
+    ) -> Result<Permit, services::Refused> {
+        let Some(called) = &mut outgoing.called else { return reservation.ready().await };
+        if reservation.must_wait() {
+            let state = self.parts.services.report(service).map(|report| report.state);
+            called.on_waiting(state == Some(ServiceState::Loading));
+        }
+        let permit = reservation.ready().await?;
+        called.on_running();
+        Ok(permit)
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use http::{HeaderValue, Request};
 use hyper::body::Incoming;
+use wiremesh_certs::OverlayIp;
 
 use super::{
     Shared,
@@ -23,6 +24,7 @@ use super::{
 use crate::{
     clock,
     router::{CallId, Failure, Needs, Refusal, Via, headers},
+    services::Asker,
 };
 
 /// By whom a request was sent to us.
@@ -31,7 +33,7 @@ pub(super) enum Whence {
     /// A program that uses the mesh through us.
     Client,
     /// Another node. Its request has crossed the mesh and does not cross it again, whether or not it says so itself.
-    Member,
+    Member(OverlayIp),
 }
 
 impl Shared {
@@ -85,6 +87,10 @@ impl Shared {
             asked,
             needs,
             headers: parts.headers,
+            asker: match whence {
+                Whence::Client => Asker::Own,
+                Whence::Member(member) => Asker::Member(member),
+            },
             called: if by_us { None } else { Some(self.calls.begin(via.call)?) },
             via,
             upgrade,

@@ -11,7 +11,10 @@ use super::{
     replay::{AttemptBody, Replay},
     serve::Connections,
 };
-use crate::router::{Failure, Needs, Via, headers};
+use crate::{
+    router::{Failure, Needs, Via, headers},
+    services::Asker,
+};
 
 /// The client's side of a connection that may become something else.
 pub(super) type Turn = Option<(OnUpgrade, Connections)>;
@@ -34,6 +37,8 @@ pub(super) struct Outgoing {
     pub to_client: bool,
     pub replay: Replay,
     pub in_flight: InFlight,
+    /// Whose it is, for the line of a service of this node.
+    pub asker: Asker,
     /// What its caller is told of it, if that is another agent.
     pub called: Option<Called>,
 }

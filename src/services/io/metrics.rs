@@ -43,14 +43,8 @@ mod tests {
 
     #[test]
     fn every_service_has_its_line() {
-        let config = ServiceConfig {
-            name: "ocr".parse().unwrap(),
-            upstream: "http://127.0.0.1:9".parse().unwrap(),
-            health: "/".into(),
-            command: Vec::new(),
-            max_concurrency: 1,
-            queue: 0,
-        };
+        let upstream = "http://127.0.0.1:9".parse().unwrap();
+        let config = ServiceConfig::new("ocr".parse().unwrap(), upstream);
         let handle = Handle::new(vec![config], Capabilities::of(Machine::default(), None));
         let ocr = "ocr".parse().unwrap();
         handle.set_up(&ocr);

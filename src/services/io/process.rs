@@ -6,7 +6,10 @@ use std::{process::Stdio, time::Duration};
 
 use anyhow::Context;
 use nix::{
-    sys::signal::{Signal, killpg},
+    sys::{
+        signal::{Signal, killpg},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
     unistd::Pid,
 };
 use tokio::{
@@ -21,20 +24,23 @@ use crate::{backoff::Backoff, clock, services::ServiceConfig};
 const STABLE_AFTER: Duration = Duration::from_secs(30);
 const RESTART_BASE: Duration = Duration::from_secs(1);
 const RESTART_CAP: Duration = Duration::from_secs(60);
-/// How long a process may take to end after SIGTERM.
-const STOP_GRACE: Duration = Duration::from_secs(10);
+/// How often it is looked whether what the command left behind is gone, after it was killed, and how many times.
+const REAP_EVERY: Duration = Duration::from_millis(10);
+const REAP_TRIES: u32 = 50;
 /// The longest line of output that is logged; the rest of a longer one is another line.
 const MAX_LINE_BYTES: usize = 4096;
 
-pub(super) async fn run(config: ServiceConfig, stop: CancellationToken) -> anyhow::Result<()> {
+/// Runs the command until `stop`. Whenever it ended before that, `ended` is told, then it is started again.
+pub(super) async fn run(config: &ServiceConfig, ended: impl Fn(), stop: CancellationToken) -> anyhow::Result<()> {
     let mut backoff = Backoff::new(RESTART_BASE, RESTART_CAP, seed_of(config.name.as_str()));
     while !stop.is_cancelled() {
         let started_at = clock::now();
-        match once(&config, &stop).await {
+        match once(config, &stop).await {
             Ok(_) if stop.is_cancelled() => break,
             Ok(status) => tracing::warn!(service = %config.name, %status, "command ended; starting it again"),
             Err(error) => tracing::warn!(service = %config.name, "command does not start: {error:#}"),
         }
+        ended();
         if clock::now().saturating_duration_since(started_at) >= STABLE_AFTER {
             backoff.reset();
         }
@@ -74,7 +80,7 @@ async fn once(config: &ServiceConfig, stop: &CancellationToken) -> anyhow::Resul
             status = child.wait() => status?,
             () = &mut copying => unreachable!("copying never ends"),
             () = stop.cancelled() => tokio::select! {
-                status = end(&mut child, group) => status?,
+                status = end(&mut child, group, config.stop_grace) => status?,
                 () = &mut copying => unreachable!("copying never ends"),
             },
         }
@@ -82,17 +88,31 @@ async fn once(config: &ServiceConfig, stop: &CancellationToken) -> anyhow::Resul
     // What the command itself started and left behind.
     if let Some(group) = group {
         let _ = killpg(group, Signal::SIGKILL);
+        reap(group).await;
     }
     Ok(status)
 }
 
+/// Where we are the first process, as in a container, whatever the command left behind becomes our child, and a zombie
+/// for as long as we do not ask how it ended.
+async fn reap(group: Pid) {
+    for _ in 0..REAP_TRIES {
+        match waitpid(Pid::from_raw(-group.as_raw()), Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => tokio::time::sleep(REAP_EVERY).await,
+            Ok(_) => {}
+            // None of the group is our child, or none is left.
+            Err(_) => return,
+        }
+    }
+}
+
 /// SIGTERM to the whole group, SIGKILL after the grace.
-async fn end(child: &mut Child, group: Option<Pid>) -> std::io::Result<std::process::ExitStatus> {
+async fn end(child: &mut Child, group: Option<Pid>, grace: Duration) -> std::io::Result<std::process::ExitStatus> {
     if let Some(group) = group {
         // Fails only if the group is gone already.
         let _ = killpg(group, Signal::SIGTERM);
     }
-    match tokio::time::timeout(STOP_GRACE, child.wait()).await {
+    match tokio::time::timeout(grace, child.wait()).await {
         Ok(status) => status,
         Err(_) => {
             tracing::warn!("command ignores SIGTERM; killed");
@@ -139,14 +159,15 @@ mod tests {
     use crate::services::Upstream;
 
     fn shell(script: &str) -> ServiceConfig {
+        let upstream = "http://127.0.0.1:9".parse::<Upstream>().unwrap();
         ServiceConfig {
-            name: "ocr".parse().unwrap(),
-            upstream: "http://127.0.0.1:9".parse::<Upstream>().unwrap(),
-            health: "/".into(),
             command: ["sh", "-c", script].map(str::to_owned).to_vec(),
-            max_concurrency: 1,
-            queue: 0,
+            ..ServiceConfig::new("ocr".parse().unwrap(), upstream)
         }
+    }
+
+    async fn run_until(config: ServiceConfig, stop: CancellationToken) -> anyhow::Result<()> {
+        run(&config, || {}, stop).await
     }
 
     #[tokio::test]
@@ -159,7 +180,7 @@ mod tests {
             ready.display()
         );
         let stop = CancellationToken::new();
-        let running = tokio::task::spawn(run(shell(&script), stop.clone()));
+        let running = tokio::task::spawn(run_until(shell(&script), stop.clone()));
         while !ready.exists() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -175,7 +196,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let count = folder.path().join("count");
         let stop = CancellationToken::new();
-        let running = tokio::task::spawn(run(shell(&format!("echo run >> {}", count.display())), stop.clone()));
+        let running = tokio::task::spawn(run_until(shell(&format!("echo run >> {}", count.display())), stop.clone()));
 
         while std::fs::read_to_string(&count).unwrap_or_default().lines().count() < 2 {
             tokio::time::sleep(Duration::from_millis(5)).await;

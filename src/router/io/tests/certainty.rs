@@ -44,7 +44,7 @@ async fn a_caller_is_told_what_its_call_is_doing() {
     let worker =
         mesh.agent("bob", 3, Some(Service { name: "ocr", upstream: slow, max_concurrency: 1, queue: 1 })).await;
     let ocr = "ocr".parse().unwrap();
-    let taken = worker.services.reserve(&ocr).unwrap().ready().await;
+    let taken = worker.services.reserve(&ocr).unwrap().ready().await.unwrap();
 
     let calling = tokio::task::spawn(call(worker.overlay, CALL));
     wait_until(|| worker.services.occupancy()[0].2 == 1).await;
@@ -246,7 +246,7 @@ async fn a_client_that_waits_to_be_told_to_go_on_is_told_once_a_worker_has_taken
 
     for (asked, known) in [(&worker, None), (&client, Some(worker.by_overlay())), (&client, Some(worker.by_tunnel()))] {
         client.knows(known);
-        let taken = worker.services.reserve(&"ocr".parse().unwrap()).unwrap().ready().await;
+        let taken = worker.services.reserve(&"ocr".parse().unwrap()).unwrap().ready().await.unwrap();
         let (_, refused) = expecting(asked.local).await;
         assert!(refused.starts_with("HTTP/1.1 429"), "{refused}");
         drop(taken);
@@ -268,7 +268,7 @@ async fn a_draining_agents_clients_are_answered_by_others_and_what_waits_in_its_
     let second = mesh.agent("carol", 4, Service::ocr(named("second").await.0)).await;
     first.knows([second.by_overlay()]);
     second.knows([first.by_overlay()]);
-    let taken = first.services.reserve(&"ocr".parse().unwrap()).unwrap().ready().await;
+    let taken = first.services.reserve(&"ocr".parse().unwrap()).unwrap().ready().await.unwrap();
     let waiting = tokio::task::spawn(post(first.url("/service/ocr"), text("x")));
     wait_until(|| first.services.occupancy()[0].2 == 1).await;
 
@@ -290,7 +290,7 @@ async fn a_request_from_afar_leaves_the_line_with_its_client() {
     let (address, count) = named("there").await;
     let one = Service { name: "ocr", upstream: address, max_concurrency: 1, queue: 1 };
     let worker = mesh.agent("bob", 3, Some(one)).await;
-    let taken = worker.services.reserve(&"ocr".parse().unwrap()).unwrap().ready().await;
+    let taken = worker.services.reserve(&"ocr".parse().unwrap()).unwrap().ready().await.unwrap();
 
     for known in [worker.by_overlay(), worker.by_tunnel()] {
         client.knows([known]);

@@ -161,13 +161,11 @@ impl Service {
     }
 
     fn config(&self) -> ServiceConfig {
+        let upstream = format!("http://{}", self.upstream).parse().unwrap();
         ServiceConfig {
-            name: self.name.parse().unwrap(),
-            upstream: format!("http://{}", self.upstream).parse().unwrap(),
-            health: "/".into(),
-            command: Vec::new(),
-            max_concurrency: self.max_concurrency,
+            max_concurrency: Some(self.max_concurrency),
             queue: self.queue,
+            ..ServiceConfig::new(self.name.parse().unwrap(), upstream)
         }
     }
 }

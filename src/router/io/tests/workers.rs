@@ -101,7 +101,7 @@ async fn a_request_waits_in_line_and_leaves_it_with_its_client() {
     let one = Service { name: "ocr", upstream: named("here").await.0, max_concurrency: 1, queue: 1 };
     let agent = mesh.agent("alice", 2, Some(one)).await;
     let ocr = "ocr".parse().unwrap();
-    let taken = agent.services.reserve(&ocr).unwrap().ready().await;
+    let taken = agent.services.reserve(&ocr).unwrap().ready().await.unwrap();
 
     let leaving = tokio::task::spawn(get(agent.url("/service/ocr")));
     wait_until(|| agent.services.occupancy()[0].2 == 1).await;
