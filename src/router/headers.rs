@@ -13,6 +13,10 @@ pub const WORKER: HeaderName = HeaderName::from_static("x-wiremesh-worker");
 pub const PATH: HeaderName = HeaderName::from_static("x-wiremesh-path");
 /// How we knew who answers.
 pub const SOURCE: HeaderName = HeaderName::from_static("x-wiremesh-source");
+/// What a worker says about its service, between agents.
+pub const LOAD: HeaderName = HeaderName::from_static("x-wiremesh-load");
+/// The client's name for a conversation, which had better stay with its worker.
+pub const SESSION_ID: HeaderName = HeaderName::from_static("x-session-id");
 /// Whether a request that was not answered was executed.
 pub const EXECUTED: HeaderName = HeaderName::from_static("x-wiremesh-executed");
 /// Which call this is and who sent it into the mesh.

@@ -18,11 +18,13 @@ mod outgoing;
 mod overlay;
 mod prober;
 mod replay;
+mod reports;
 mod resolve;
 mod serve;
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "what a test starts ends with its runtime")]
 mod tests;
+mod underway;
 mod upgrade;
 
 use std::{
@@ -44,7 +46,7 @@ pub use serve::{MAX_CONNECTIONS, serve};
 use wiremesh_certs::NodeName;
 
 use self::{called::CallLog, overlay::Pool, replay::AttemptBody, resolve::Resolver};
-use super::{Budget, Counters, Find, Health, Prove};
+use super::{Budget, Counters, Find, Fleet, Health, Prove, followed::Followed};
 use crate::{clock, services};
 
 /// Idle connections to an upstream are closed sooner than common servers close them (2 s and more): a request on a
@@ -91,6 +93,9 @@ impl Router {
                 tunnels,
                 pool: Pool::default(),
                 health: Mutex::default(),
+                fleet: Arc::default(),
+                followed: Mutex::default(),
+                to_follow: tokio::sync::Notify::new(),
                 ejected: tokio::sync::Notify::new(),
                 calls: CallLog::new(),
                 budget: Mutex::new(Budget::new(clock::now())),
@@ -122,9 +127,10 @@ impl Router {
         self.shared.health().ejected()
     }
 
-    /// Finds out when ejected ways are open again, and closes unused connections, until `stop`.
+    /// Finds out when ejected ways are open again, hears how the workers do that requests go to, and closes unused
+    /// connections, until `stop`.
     pub async fn run(self, stop: crate::task::CancellationToken) -> anyhow::Result<()> {
-        prober::run(&self.shared, stop).await;
+        tokio::join!(prober::run(&self.shared, stop.clone()), reports::run(&self.shared, stop));
         Ok(())
     }
 }
@@ -138,7 +144,12 @@ struct Shared {
     upstreams: HttpClient,
     tunnels: HttpClient,
     pool: Pool,
+    // Locked in this order, if several are: fleet, health, rng.
+    fleet: Arc<Mutex<Fleet>>,
     health: Mutex<Health>,
+    followed: Mutex<Followed>,
+    /// Told when there may be a worker to follow.
+    to_follow: tokio::sync::Notify,
     /// Told of every new ejection.
     ejected: tokio::sync::Notify,
     calls: Arc<CallLog>,

@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::time::Sleep;
 
-use super::{called::Called, overlay::Lease, replay::Replay};
+use super::{called::Called, overlay::Lease, replay::Replay, underway::Underway};
 use crate::{
     router::{Refusal, headers, sse::Events},
     services::Permit,
@@ -112,6 +112,8 @@ pub(super) struct Held {
     pub in_flight: Option<InFlight>,
     /// What the caller is told of it.
     pub called: Option<Called>,
+    /// Counts it as in flight at its worker.
+    pub underway: Option<Underway>,
 }
 
 /// One up in a gauge, until dropped.
@@ -158,6 +160,9 @@ impl Stream {
             }
             Some(Err(error)) => {
                 self.interrupted.inc();
+                if let Some(underway) = self.underway() {
+                    underway.on_break();
+                }
                 self.end();
                 tracing::debug!(%error, "answer broke off");
                 let Some(events) = self.events.take() else { return Poll::Ready(Some(Err(error.into()))) };
@@ -166,10 +171,17 @@ impl Stream {
                 Poll::Ready(Some(Ok(Frame::data(events.last_words(&refusal.body("")).into()))))
             }
             None => {
+                if let Some(underway) = self.underway() {
+                    underway.on_end();
+                }
                 self.end();
                 Poll::Ready(None)
             }
         }
+    }
+
+    fn underway(&mut self) -> Option<&mut Underway> {
+        self.held.as_mut()?.underway.as_mut()
     }
 
     fn end(&mut self) {

@@ -153,8 +153,7 @@ impl Shared {
             match told {
                 Told::State(CallState::NeverSeen, since) => {
                     let failure = if reaches_back(since, sent_at) { Failure::Unreachable } else { Failure::Uncertain };
-                    let why = "the worker never saw the call".to_owned();
-                    return Failed { failure, on_the_way: false, refusal: None, why };
+                    return Failed::there(failure, "the worker never saw the call");
                 }
                 Told::State(CallState::Done | CallState::Refused, _) => ended += 1,
                 Told::State(CallState::Queued | CallState::Loading | CallState::Running, _) => ended = 0,
@@ -164,7 +163,7 @@ impl Shared {
                 Told::Alive | Told::Closed => {}
             }
             if ended >= MAX_ENDED {
-                return Failed::on_the_way(Failure::Interrupted, "the call ended, and its answer did not come");
+                return Failed::there(Failure::Interrupted, "the call ended, and its answer did not come");
             }
             tokio::time::sleep(every).await;
         }
@@ -194,7 +193,7 @@ impl Shared {
         if let Line::Overlay(lease, _) = line {
             lease.give_up();
         }
-        Failed::on_the_way(outgoing.broken(), "the worker does not answer")
+        Failed::silent(outgoing.broken(), "the worker does not answer")
     }
 
     /// Over a connection that is not the lost one.

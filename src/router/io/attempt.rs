@@ -11,26 +11,50 @@ use super::{
     asking::{LIVE, Line},
     outgoing::Outgoing,
     overlay::{Lease, NoConnection, Sign, dial},
+    underway::Underway,
 };
 use crate::{
     clock,
-    router::{Failure, Path, Refusal, Worker, headers},
+    router::{Blame, Ended, Failure, Path, Refusal, Trouble, Worker, headers},
     services::Upstream,
 };
 
 /// An attempt that failed.
 pub(super) struct Failed {
     pub failure: Failure,
-    /// Whether it failed on the way, not at its end.
-    pub on_the_way: bool,
+    /// How it failed, if it did so on the way and not at its end.
+    pub trouble: Option<Trouble>,
     /// What the worker said to a refused request.
     pub refusal: Option<Refusal>,
     pub why: String,
 }
 
 impl Failed {
-    pub fn on_the_way(failure: Failure, why: impl ToString) -> Failed {
-        Failed { failure, on_the_way: true, refusal: None, why: why.to_string() }
+    /// Nobody answers.
+    pub fn silent(failure: Failure, why: impl ToString) -> Failed {
+        Failed { failure, trouble: Some(Trouble::Silent), refusal: None, why: why.to_string() }
+    }
+
+    /// The connection broke, or was refused.
+    pub fn broken(failure: Failure, why: impl ToString) -> Failed {
+        let refused = failure == Failure::ConnectionRefused;
+        let trouble = if refused { Trouble::Refused } else { Trouble::Broken };
+        Failed { failure, trouble: Some(trouble), refusal: None, why: why.to_string() }
+    }
+
+    /// It failed at its end, or never got on its way.
+    pub fn there(failure: Failure, why: impl ToString) -> Failed {
+        Failed { failure, trouble: None, refusal: None, why: why.to_string() }
+    }
+
+    /// What the fleet is told of it.
+    pub fn ended(&self, path: Path) -> Ended {
+        match (self.trouble, self.failure) {
+            (Some(Trouble::Refused), _) if path == Path::Overlay => Ended::Failed(Blame::Worker),
+            (Some(_), _) => Ended::Failed(Blame::Path(path)),
+            (None, Failure::Interrupted | Failure::Uncertain) => Ended::Failed(Blame::Service),
+            (None, Failure::Refused | Failure::Unreachable | Failure::ConnectionRefused) => Ended::Otherwise,
+        }
     }
 }
 
@@ -42,7 +66,7 @@ impl Shared {
         upstream: &Upstream,
     ) -> Result<Response<Incoming>, Failed> {
         let Some(uri) = upstream.uri(&outgoing.needs.path) else {
-            return Err(Failed::on_the_way(Failure::Unreachable, "the URL is too long"));
+            return Err(Failed::there(Failure::Unreachable, "the URL is too long"));
         };
         // An idempotent request that met a connection just being closed is worth a second try on the spot.
         let mut again = outgoing.needs.repeatable;
@@ -50,10 +74,10 @@ impl Shared {
             match self.upstreams.request(outgoing.request_here(uri.clone())).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) if error.is_connect() => {
-                    return Err(Failed::on_the_way(Failure::ConnectionRefused, error));
+                    return Err(Failed::broken(Failure::ConnectionRefused, error));
                 }
                 Err(_) if again && outgoing.replay.is_intact() => again = false,
-                Err(error) => return Err(Failed::on_the_way(outgoing.broken(), chain(&error))),
+                Err(error) => return Err(Failed::broken(outgoing.broken(), chain(&error))),
             }
         }
     }
@@ -64,18 +88,17 @@ impl Shared {
         outgoing: &Outgoing,
         worker: &Worker,
     ) -> Result<(Response<Incoming>, Lease), Failed> {
-        let Some(address) = worker.overlay else { return Err(Failed::on_the_way(Failure::Unreachable, "no address")) };
+        let Some(address) = worker.overlay else { return Err(Failed::there(Failure::Unreachable, "no address")) };
         let uri =
             |path: PathAndQuery| Uri::builder().scheme("http").authority(address.to_string()).path_and_query(path);
-        let asked = uri(outgoing.asked.clone()).build().map_err(|e| Failed::on_the_way(Failure::Unreachable, e))?;
-        let live =
-            uri(PathAndQuery::from_static(LIVE)).build().map_err(|e| Failed::on_the_way(Failure::Unreachable, e))?;
+        let asked = uri(outgoing.asked.clone()).build().map_err(|e| Failed::there(Failure::Unreachable, e))?;
+        let live = uri(PathAndQuery::from_static(LIVE)).build().map_err(|e| Failed::there(Failure::Unreachable, e))?;
         // A connection that was open a moment ago may be closing: the second is a fresh one, or we know why not.
         let mut again = true;
         loop {
             let lease = self.pool.lease(address).await.map_err(|error| match error {
-                NoConnection::Refused => Failed::on_the_way(Failure::ConnectionRefused, error),
-                NoConnection::Unreachable => Failed::on_the_way(Failure::Unreachable, error),
+                NoConnection::Refused => Failed::broken(Failure::ConnectionRefused, error),
+                NoConnection::Unreachable => Failed::silent(Failure::Unreachable, error),
             })?;
             if !outgoing.needs.repeatable && lease.is_stale() {
                 match lease.ask(live.clone()).await {
@@ -84,11 +107,11 @@ impl Shared {
                         again = false;
                         continue;
                     }
-                    Sign::Closed => return Err(Failed::on_the_way(Failure::Unreachable, "the connection closes")),
+                    Sign::Closed => return Err(Failed::broken(Failure::Unreachable, "the connection closes")),
                     Sign::Silent => {
                         lease.give_up();
                         self.counters.unanswered_questions.inc();
-                        return Err(Failed::on_the_way(Failure::Unreachable, "the worker does not answer"));
+                        return Err(Failed::silent(Failure::Unreachable, "the worker does not answer"));
                     }
                 }
             }
@@ -111,8 +134,8 @@ impl Shared {
             match answered {
                 Ok(answer) => return Ok((answer, lease)),
                 Err((true, _)) if again && outgoing.replay.is_intact() => again = false,
-                Err((true, why)) => return Err(Failed::on_the_way(Failure::Unreachable, why)),
-                Err((false, why)) => return Err(Failed::on_the_way(outgoing.broken(), why)),
+                Err((true, why)) => return Err(Failed::broken(Failure::Unreachable, why)),
+                Err((false, why)) => return Err(Failed::broken(outgoing.broken(), why)),
             }
         }
     }
@@ -149,7 +172,7 @@ impl Shared {
         outgoing: &Outgoing,
         worker: &Worker,
     ) -> Result<Response<Incoming>, Failed> {
-        let never = |why: String| Failed { on_the_way: false, ..Failed::on_the_way(Failure::Unreachable, why) };
+        let never = |why: String| Failed::there(Failure::Unreachable, why);
         let Some(url) = &worker.tunnel else { return Err(never("no tunnel".into())) };
         let base: Upstream = url.as_str().parse().map_err(|error| never(format!("tunnel URL: {error}")))?;
         let uri = base.uri(&outgoing.asked).ok_or_else(|| never("the URL is too long".into()))?;
@@ -169,18 +192,19 @@ impl Shared {
         };
         answered.map_err(|error| {
             let failure = if error.is_connect() { Failure::ConnectionRefused } else { outgoing.broken() };
-            Failed::on_the_way(failure, chain(&error))
+            Failed::broken(failure, chain(&error))
         })
     }
 
     /// Reads from the head of another agent's answer whether it is one, and if not, what it means.
-    pub(super) fn judge(&self, answer: &Response<Incoming>, path: Path) -> Result<(), Failed> {
+    pub(super) fn judge(&self, answer: &Response<Incoming>, path: Path, underway: &mut Underway) -> Result<(), Failed> {
         let said = |name: HeaderName| answer.headers().get(name).and_then(|value| value.to_str().ok());
         if said(headers::WORKER).is_none() {
             // Not an agent: the tunnel's own error page, or somebody else's server.
             let why = format!("answered by somebody who is no agent, with status {}", answer.status().as_u16());
-            return Err(Failed::on_the_way(Failure::Uncertain, why));
+            return Err(Failed::broken(Failure::Uncertain, why));
         }
+        underway.on_head(answer.status(), answer.headers());
         let failure = match said(headers::EXECUTED) {
             None => return Ok(()),
             Some("no") => Failure::Refused,
@@ -190,7 +214,7 @@ impl Shared {
         let full = answer.status() == http::StatusCode::TOO_MANY_REQUESTS;
         let refusal = full.then(|| Refusal::Full(retry_after.unwrap_or(Duration::from_secs(1))));
         let why = format!("refused over the {path} with status {}", answer.status().as_u16());
-        Err(Failed { failure, on_the_way: false, refusal, why })
+        Err(Failed { failure, trouble: None, refusal, why })
     }
 
     /// Notes how long an attempt took to the head of its answer.

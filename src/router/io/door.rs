@@ -20,6 +20,7 @@ use super::{
     believed::Believed,
     lock,
     outbound::Whence,
+    reports,
     serve::Connections,
 };
 use crate::{
@@ -75,7 +76,11 @@ impl Router {
     /// The surface on the overlay address. Whoever comes from within `network` is a member: the overlay lets nobody speak
     /// from another's address.
     pub fn overlay(&self, network: IpNet, report: Arc<dyn Report>, more: Pages) -> Surface {
-        self.surface(Door::Overlay(network), report, more.merge(self.shared.calls.pages()))
+        self.surface(
+            Door::Overlay(network),
+            report,
+            more.merge(self.shared.calls.pages()).merge(reports::pages(self.shared.parts.services.clone())),
+        )
     }
 
     /// The surface where the tunnel of `node` ends: every request needs a proof of membership.

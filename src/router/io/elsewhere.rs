@@ -16,60 +16,71 @@ use super::{
     here::NotHere,
     lock,
     outgoing::Outgoing,
+    overlay::Lease,
+    underway::Underway,
 };
 use crate::{
     clock,
-    router::{CallId, Candidate, Failure, Found, Next, Path, Plan, Refusal, Source, Worker, order},
+    router::{
+        Affinity, Asked, CallId, Failure, Found, Next, Path, Plan, Refusal, Selection, Source, Worker, explain, select,
+    },
 };
 
 /// The directory answers sooner; a request does not hang if it does not.
 const FIND_TIMEOUT: Duration = Duration::from_secs(8);
+/// Whether others do better is looked at if they are known: a question to the network takes longer than many a line.
+const KNOWN_AT_ONCE: Duration = Duration::from_millis(50);
+/// A request leaves our line for another worker that scores less than this part of what it has to wait here.
+const CLEARLY_LOWER: f64 = 0.5;
 /// Workers of one service that are considered for one request.
 const MAX_WORKERS: usize = 64;
 
 impl Shared {
-    /// By another worker.
-    pub(super) async fn elsewhere(&self, mut outgoing: Outgoing, not_here: NotHere) -> Result<Answer, Refusal> {
+    /// By another worker. Gives the request back with what its client is to be told.
+    pub(super) async fn elsewhere(
+        &self,
+        mut outgoing: Outgoing,
+        not_here: NotHere,
+    ) -> Result<Answer, (Outgoing, Refusal)> {
         lock(&self.budget).on_request();
         let service = outgoing.needs.service.clone();
         let found = self.find(&service).await;
-        let mut plan = Plan::new(self.candidates(&found.workers), outgoing.needs.repeatable);
+        let selection = self.select(&service, &found.workers, outgoing.affinity);
+        let mut plan = Plan::new(selection.ways, outgoing.needs.repeatable);
         if matches!(&not_here, NotHere::Failed(Failed { failure: Failure::Uncertain, .. })) {
             plan = plan.after_us();
         }
         let mut full = match &not_here {
-            NotHere::Full(after) => Some(*after),
-            NotHere::NotOffered | NotHere::Draining | NotHere::Failed(_) => None,
+            NotHere::Full(after) => Some(selection.full_for.map_or(*after, |other| other.min(*after))),
+            NotHere::NotOffered | NotHere::Draining | NotHere::Waits | NotHere::Failed(_) => selection.full_for,
         };
         let draining = matches!(&not_here, NotHere::Draining);
         let mut why = match not_here {
             NotHere::Failed(failed) => Some(failed.why),
-            NotHere::NotOffered | NotHere::Draining | NotHere::Full(_) => None,
+            NotHere::NotOffered | NotHere::Draining | NotHere::Waits | NotHere::Full(_) => None,
         };
         let mut next = plan.first();
         let tried = loop {
             let Next::Try(tried) = next else { break next };
             let worker = &found.workers[tried.worker];
             let began_at = clock::now();
-            let failed = match self.attempt(&outgoing, worker, tried.path).await {
+            let mut underway = Underway::begin(&self.fleet, &service, worker.id, tried.path);
+            let failed = match self.attempt(&outgoing, worker, tried.path, &mut underway).await {
                 Ok((answer, held)) => {
-                    self.health().on_success((worker.id, tried.path));
-                    self.counters.forwarded.inc();
-                    if tried.path == Path::Tunnel {
-                        self.counters.forwarded_by_tunnel.inc();
-                    }
+                    self.on_answered(&service, worker, tried.path);
                     let way = Way {
                         worker: header(worker.name.as_str()),
                         path: tried.path,
                         source: found.source,
                         timing: Shared::timing("worker", began_at),
                     };
-                    return Ok(self.finish(outgoing, answer, held, way));
+                    return Ok(self.finish(outgoing, answer, Held { underway: Some(underway), ..held }, way));
                 }
                 Err(failed) => failed,
             };
             tracing::debug!(worker = %worker.name, path = %tried.path, why = failed.why, "attempt failed");
-            self.learn(&outgoing, worker, tried.path, &failed);
+            underway.on_failed(failed.ended(tried.path));
+            self.learn(&service, worker, tried.path, &failed);
             if let Some(Refusal::Full(after)) = failed.refusal {
                 full = Some(full.map_or(after, |sooner: Duration| sooner.min(after)));
             }
@@ -85,13 +96,35 @@ impl Shared {
                 outgoing.via.call = CallId::random(&mut *lock(&self.rng));
             }
         };
-        Err(match (tried, full, why) {
+        let refusal = match (tried, full, why) {
             (Next::Uncertain, _, why) => Refusal::Interrupted(why.unwrap_or_default()),
             (_, Some(retry_after), _) => Refusal::Full(retry_after),
             (_, None, Some(why)) => Refusal::NobodyReached { service, why },
             (_, None, None) if draining => Refusal::Draining,
             (_, None, None) => Refusal::ServiceNotFound(service),
-        })
+        };
+        Err((outgoing, refusal))
+    }
+
+    /// Whether a request of our own client that would have to wait in the line of `service` is likely answered much sooner
+    /// by another worker.
+    pub(super) async fn had_better_leave(&self, service: &ServiceName) -> bool {
+        let Some(own) = self.work(service).filter(|work| work.running + work.queued >= work.capacity) else {
+            return false;
+        };
+        let Ok(found) = tokio::time::timeout(KNOWN_AT_ONCE, self.find(service)).await else { return false };
+        let asked = Asked { service, workers: &found.workers, overlay: self.parts.overlay, affinity: None };
+        let ways = explain(&asked, &mut lock(&self.fleet), &mut self.health(), clock::now());
+        let Some(best) = ways.first().filter(|best| best.excluded.is_none() && !best.candidate.ejected) else {
+            return false;
+        };
+        // As long as it is not known how long requests take, they take as long as there.
+        let service_time = match own.service_time_ms {
+            0 => best.score.service_time,
+            millis => f64::from(millis) / 1000.0,
+        };
+        let own = f64::from(own.running + own.queued + 1) / f64::from(own.capacity) * service_time;
+        best.score.estimate < best.score.capacity && best.score.total < own * CLEARLY_LOWER
     }
 
     async fn attempt(
@@ -99,6 +132,7 @@ impl Shared {
         outgoing: &Outgoing,
         worker: &Worker,
         path: Path,
+        underway: &mut Underway,
     ) -> Result<(Response<Incoming>, Held), Failed> {
         let sent_at = clock::now();
         let sent = match path {
@@ -107,9 +141,17 @@ impl Shared {
                 self.over_overlay(outgoing, worker).await.map(|(answer, lease)| (answer, Some(lease)))
             }
         };
-        let judged = sent.and_then(|(answer, lease)| self.judge(&answer, path).map(|()| (answer, lease)));
+        let judged = sent.and_then(|(answer, lease)| {
+            self.judge(&answer, path, underway)?;
+            Ok((answer, lease))
+        });
         match judged {
-            Ok((answer, lease)) => Ok((answer, Held { lease, ..Held::default() })),
+            Ok((answer, lease)) => {
+                if let Some(took) = lease.as_ref().and_then(|lease: &Lease| lease.connected_in) {
+                    underway.on_connect(took);
+                }
+                Ok((answer, Held { lease, ..Held::default() }))
+            }
             // An idempotent request is sent again without asking.
             Err(failed) if failed.failure == Failure::Uncertain && !outgoing.needs.repeatable => {
                 Err(self.clear_up(outgoing, worker, sent_at, failed).await)
@@ -118,25 +160,43 @@ impl Shared {
         }
     }
 
+    /// What an answer says about the way and about the worker.
+    fn on_answered(&self, service: &ServiceName, worker: &Worker, path: Path) {
+        let now = clock::now();
+        self.health().on_success((worker.id, path), now);
+        self.counters.forwarded.inc();
+        match (path, worker.overlay) {
+            (Path::Tunnel, _) => _ = self.counters.forwarded_by_tunnel.inc(),
+            (Path::Overlay, Some(address)) if lock(&self.followed).on_use(service, worker.id, address, now) => {
+                self.to_follow.notify_one();
+            }
+            (Path::Overlay | Path::Local, _) => {}
+        }
+    }
+
     /// What a failed attempt says about the way and about the worker.
-    fn learn(&self, outgoing: &Outgoing, worker: &Worker, path: Path, failed: &Failed) {
+    fn learn(&self, service: &ServiceName, worker: &Worker, path: Path, failed: &Failed) {
+        let now = clock::now();
+        if let Some(Refusal::Full(retry_after)) = failed.refusal {
+            lock(&self.fleet).on_full(service, worker.id, retry_after, now);
+        }
         let mut health = self.health();
-        let is_lost = if failed.on_the_way {
-            let now = clock::now();
-            health.on_failure(worker, path, now);
+        let is_lost = if let Some(trouble) = failed.trouble {
+            health.on_failure(worker, path, trouble, now, &mut *lock(&self.rng));
             self.ejected.notify_one();
             let other = match path {
                 Path::Tunnel => worker.overlay.is_some().then_some(Path::Overlay),
                 Path::Overlay | Path::Local => worker.tunnel.is_some().then_some(Path::Tunnel),
             };
-            other.is_none_or(|other| health.is_ejected((worker.id, other), now))
+            health.is_ejected((worker.id, path), now)
+                && other.is_none_or(|other| health.is_ejected((worker.id, other), now))
         } else {
             // A worker that is full still offers the service; one that refuses for another reason does not.
             failed.failure == Failure::Refused && failed.refusal.is_none()
         };
         drop(health);
         if is_lost {
-            self.parts.directory.forget(&outgoing.needs.service, &worker.id);
+            self.parts.directory.forget(service, &worker.id);
         }
     }
 
@@ -150,7 +210,7 @@ impl Shared {
             json!({"path": Path::Local.as_str(), "worker": self.parts.name.as_str(),
                    "load": self.parts.services.load().share(), "ejected": false})
         });
-        let ways = self.candidates(&found.workers).into_iter().map(|way| {
+        let ways = self.select(service, &found.workers, None).ways.into_iter().map(|way| {
             let worker = &found.workers[way.worker];
             json!({"path": way.path.as_str(), "worker": worker.name.as_str(), "load": way.load.share(),
                    "age_seconds": now.saturating_since(worker.published_at).as_secs(), "ejected": way.ejected})
@@ -166,24 +226,9 @@ impl Shared {
         found
     }
 
-    fn candidates(&self, workers: &[Worker]) -> Vec<Candidate> {
-        let now = clock::now();
-        let mut health = self.health();
-        let mut candidates = Vec::with_capacity(workers.len() * 2);
-        for (index, worker) in workers.iter().enumerate() {
-            let mut add = |path| {
-                let ejected = health.is_ejected((worker.id, path), now);
-                candidates.push(Candidate { ejected, path, load: worker.load, worker: index });
-            };
-            if self.parts.overlay && worker.overlay.is_some() {
-                add(Path::Overlay);
-            }
-            if worker.tunnel.is_some() {
-                add(Path::Tunnel);
-            }
-        }
-        drop(health);
-        order(&mut candidates, &mut *lock(&self.rng));
-        candidates
+    fn select(&self, service: &ServiceName, workers: &[Worker], affinity: Option<Affinity>) -> Selection {
+        let asked = Asked { service, workers, overlay: self.parts.overlay, affinity };
+        let (fleet, health, rng) = (&mut *lock(&self.fleet), &mut *self.health(), &mut *lock(&self.rng));
+        select(&asked, fleet, health, rng, clock::now())
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use http::HeaderValue;
 use wiremesh_certs::ServiceName;
 
 use super::{
@@ -13,7 +14,7 @@ use super::{
 };
 use crate::{
     clock,
-    router::{Failure, Path, Refusal, Source},
+    router::{Failure, Path, Refusal, Source, headers},
     services::{self, Permit, Reservation, ServiceState},
 };
 
@@ -21,20 +22,34 @@ use crate::{
 pub(super) enum NotHere {
     NotOffered,
     Draining,
+    /// It would have to wait, and another worker is idle.
+    Waits,
     Full(Duration),
     Failed(Failed),
 }
 
 impl Shared {
-    /// A request from another agent: answered here or not at all.
-    pub(super) async fn only_here(&self, outgoing: Outgoing) -> Result<Answer, Refusal> {
+    /// A request from another agent: answered here or not at all, and either way with a word about how we do.
+    pub(super) async fn only_here(&self, outgoing: Outgoing) -> Answer {
+        let service = outgoing.needs.service.clone();
+        let request_id = outgoing.headers.get(headers::REQUEST_ID).cloned();
+        let request_id = request_id.unwrap_or_else(|| HeaderValue::from_static(""));
+        let answered = self.if_here(outgoing).await;
+        let mut answer = answered.unwrap_or_else(|refusal| self.fail(&refusal, &request_id));
+        if let Some(work) = self.work_header(&service) {
+            answer.headers_mut().insert(headers::LOAD, work);
+        }
+        answer
+    }
+
+    async fn if_here(&self, outgoing: Outgoing) -> Result<Answer, Refusal> {
         let service = outgoing.needs.service.clone();
         match self.here(outgoing).await {
             Ok(answer) => {
                 self.counters.inbound.inc();
                 Ok(answer)
             }
-            Err((_, NotHere::NotOffered)) => Err(Refusal::ServiceNotFound(service)),
+            Err((_, NotHere::NotOffered | NotHere::Waits)) => Err(Refusal::ServiceNotFound(service)),
             Err((_, NotHere::Draining)) => Err(Refusal::Draining),
             Err((_, NotHere::Full(retry_after))) => Err(Refusal::Full(retry_after)),
             Err((_, NotHere::Failed(Failed { failure: Failure::Uncertain, why, .. }))) => {

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     clock,
-    router::{CallId, Failure, Needs, Refusal, Via, headers},
+    router::{Affinity, CallId, Executed, Failure, Needs, Refusal, Via, headers},
     services::Asker,
 };
 
@@ -81,26 +81,28 @@ impl Shared {
         let to_client = forwarded.is_none();
         let via = forwarded.unwrap_or_else(|| Via { origin: self.parts.name.clone(), call });
         parts.headers.insert(headers::REQUEST_ID, request_id);
+        let affinity = parts.headers.get(headers::SESSION_ID).map(|session| Affinity::of(session.as_bytes()));
         let by_us = to_client && whence == Whence::Client;
         let outgoing = Outgoing {
             method: parts.method,
             asked,
             needs,
-            headers: parts.headers,
             asker: match whence {
                 Whence::Client => Asker::Own,
                 Whence::Member(member) => Asker::Member(member),
             },
             called: if by_us { None } else { Some(self.calls.begin(via.call)?) },
             via,
+            headers: parts.headers,
             upgrade,
             turn: turn.zip(parts.extensions.get::<Connections>().cloned()),
             arrived_at,
             to_client,
+            affinity,
             replay: Replay::new(body, expects),
             in_flight: InFlight::new(&self.counters.in_flight),
         };
-        if by_us { self.route(outgoing).await } else { self.only_here(outgoing).await }
+        if by_us { self.route(outgoing).await } else { Ok(self.only_here(outgoing).await) }
     }
 
     /// Who sent the request into the mesh, if it was not our own client.
@@ -116,8 +118,20 @@ impl Shared {
         if via.origin == self.parts.name { Err(Refusal::HopLimit) } else { Ok(Some(via)) }
     }
 
-    /// A request from a client of ours: here if we can, else by the best worker.
+    /// A request from a client of ours: here if we can, else by the best worker. It does not wait in our line while
+    /// another worker is idle, unless that says no.
     async fn route(&self, outgoing: Outgoing) -> Result<Answer, Refusal> {
+        let outgoing = if self.had_better_leave(&outgoing.needs.service).await {
+            match self.elsewhere(outgoing, NotHere::Waits).await {
+                Ok(answer) => return Ok(answer),
+                Err((outgoing, refusal)) if refusal.executed() == Executed::No && outgoing.replay.is_intact() => {
+                    outgoing
+                }
+                Err((_, refusal)) => return Err(refusal),
+            }
+        } else {
+            outgoing
+        };
         let (outgoing, not_here) = match self.here(outgoing).await {
             Ok(answer) => {
                 self.counters.local.inc();
@@ -130,7 +144,7 @@ impl Shared {
         {
             return Err(Refusal::Interrupted(why.clone()));
         }
-        self.elsewhere(outgoing, not_here).await
+        self.elsewhere(outgoing, not_here).await.map_err(|(_, refusal)| refusal)
     }
 
     /// The id that a request came with, or a new one.
@@ -140,7 +154,7 @@ impl Shared {
     }
 
     /// Counts a request that gets an error of ours, and makes its answer.
-    fn fail(&self, refusal: &Refusal, request_id: &HeaderValue) -> Answer {
+    pub(super) fn fail(&self, refusal: &Refusal, request_id: &HeaderValue) -> Answer {
         self.counters.failed.inc();
         self.counters.failed_by.get_or_create(&crate::router::counters::Reason { reason: refusal.kind() }).inc();
         tracing::debug!(request = ?request_id, why = %refusal, "request failed");

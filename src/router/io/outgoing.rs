@@ -12,7 +12,7 @@ use super::{
     serve::Connections,
 };
 use crate::{
-    router::{Failure, Needs, Via, headers},
+    router::{Affinity, Failure, Needs, Via, headers},
     services::Asker,
 };
 
@@ -35,6 +35,8 @@ pub(super) struct Outgoing {
     pub arrived_at: Instant,
     /// Whether our client is a program that uses the mesh, not another agent of it.
     pub to_client: bool,
+    /// The conversation it belongs to.
+    pub affinity: Option<Affinity>,
     pub replay: Replay,
     pub in_flight: InFlight,
     /// Whose it is, for the line of a service of this node.

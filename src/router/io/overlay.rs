@@ -139,7 +139,8 @@ impl Connections {
         }
         match open(address).await {
             Ok(connection) => {
-                let lease = Lease::new(connection.clone());
+                let mut lease = Lease::new(connection.clone());
+                lease.connected_in = Some(clock::now().saturating_duration_since(asked_at));
                 lock(&self.open).push(connection);
                 Ok(lease)
             }
@@ -191,7 +192,11 @@ pub enum Sign {
 }
 
 /// A place on a connection, for one request until the end of its answer.
-pub struct Lease(Arc<Connection>);
+pub struct Lease {
+    connection: Arc<Connection>,
+    /// How long the connection took, if it was made for this request.
+    pub connected_in: Option<Duration>,
+}
 
 impl Lease {
     /// Sends a request. A request that comes back in the error was not sent.
@@ -199,23 +204,28 @@ impl Lease {
         &self,
         request: Request<AttemptBody>,
     ) -> Result<Response<Incoming>, TrySendError<Request<AttemptBody>>> {
-        self.0.send.clone().try_send_request(request).await
+        self.connection.send.clone().try_send_request(request).await
+    }
+
+    /// Asks for a page of the agent at the other end.
+    pub async fn get(&self, page: Uri) -> hyper::Result<Response<Incoming>> {
+        let mut request = Request::new(AttemptBody::empty());
+        *request.uri_mut() = page;
+        self.connection.send.clone().send_request(request).await
     }
 
     /// Asks the agent at the other end something, and returns its word; or what is known without one.
     pub async fn question(&self, question: Uri, within: Duration) -> Result<Bytes, Sign> {
-        let heard = self.0.heard.count();
-        let mut request = Request::new(AttemptBody::empty());
-        *request.uri_mut() = question;
+        let heard = self.connection.heard.count();
         let asking = async {
-            let answer = self.0.send.clone().send_request(request).await.map_err(|_| Sign::Closed)?;
+            let answer = self.get(question).await.map_err(|_| Sign::Closed)?;
             let word = Limited::new(answer.into_body(), MAX_WORD_BYTES).collect().await;
             word.map(|word| word.to_bytes()).map_err(|_| Sign::Alive)
         };
         match tokio::time::timeout(within, asking).await {
             Ok(word) => word,
             // More of what it was saying already: the answer may have to wait behind it.
-            Err(_) if self.0.heard.count() != heard => Err(Sign::Alive),
+            Err(_) if self.connection.heard.count() != heard => Err(Sign::Alive),
             Err(_) => Err(Sign::Silent),
         }
     }
@@ -227,24 +237,24 @@ impl Lease {
 
     /// Whether nothing was heard for so long that the other end may be gone.
     pub fn is_stale(&self) -> bool {
-        clock::now().saturating_duration_since(self.0.heard.at()) >= STALE_AFTER
+        clock::now().saturating_duration_since(self.connection.heard.at()) >= STALE_AFTER
     }
 
     /// The other end is gone without having closed the connection: nobody is to use it again.
     pub fn give_up(&self) {
-        self.0.dead.cancel();
+        self.connection.dead.cancel();
     }
 
     fn new(connection: Arc<Connection>) -> Lease {
         connection.streams.fetch_add(1, Ordering::Relaxed);
-        Lease(connection)
+        Lease { connection, connected_in: None }
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.0.streams.fetch_sub(1, Ordering::Relaxed);
-        *lock(&self.0.used_at) = clock::now();
+        self.connection.streams.fetch_sub(1, Ordering::Relaxed);
+        *lock(&self.connection.used_at) = clock::now();
     }
 }
 

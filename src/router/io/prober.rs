@@ -6,7 +6,7 @@ use futures::{StreamExt, stream::FuturesUnordered};
 use http::{Uri, uri::PathAndQuery};
 use tokio_util::sync::CancellationToken;
 
-use super::{Shared, asking::LIVE, overlay::Sign};
+use super::{Shared, asking::LIVE, lock, overlay::Sign};
 use crate::{
     clock,
     router::health::{Target, Way},
@@ -39,9 +39,9 @@ pub(super) async fn run(shared: &Arc<Shared>, stop: CancellationToken) {
             Some((way, answered)) = probes.next() => {
                 tracing::debug!(node = %way.0, path = %way.1, answered, "probed an ejected way");
                 if answered {
-                    shared.health().on_success(way);
+                    shared.health().on_probe_answered(way);
                 } else {
-                    shared.health().on_probe_failed(way, clock::now());
+                    shared.health().on_probe_failed(way, clock::now(), &mut *lock(&shared.rng));
                 }
             }
         }
