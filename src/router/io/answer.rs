@@ -58,7 +58,8 @@ impl AnswerBody {
 
     /// What an upstream or a worker sends. `held` is given up at its end. With `events` a break says why.
     pub(super) fn stream(body: Incoming, held: Held, events: Option<Events>, interrupted: Counter) -> AnswerBody {
-        let stream = Stream { body: Some(body), held: Some(held), events, breaking: None, interrupted };
+        let mut stream = Stream { body: Some(body), held: Some(held), events, breaking: None, interrupted };
+        stream.end_if_over();
         AnswerBody::of(Kind::Stream(Box::new(stream)))
     }
 
@@ -156,6 +157,7 @@ impl Stream {
                 if let (Some(events), Some(data)) = (&mut self.events, frame.data_ref()) {
                     events.on_bytes(data);
                 }
+                self.end_if_over();
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => {
@@ -171,13 +173,24 @@ impl Stream {
                 Poll::Ready(Some(Ok(Frame::data(events.last_words(&refusal.body("")).into()))))
             }
             None => {
-                if let Some(underway) = self.underway() {
-                    underway.on_end();
-                }
-                self.end();
+                self.end_well();
                 Poll::Ready(None)
             }
         }
+    }
+
+    /// Who knows that nothing more comes does not ask for it.
+    fn end_if_over(&mut self) {
+        if self.body.as_ref().is_some_and(Body::is_end_stream) {
+            self.end_well();
+        }
+    }
+
+    fn end_well(&mut self) {
+        if let Some(underway) = self.underway() {
+            underway.on_end();
+        }
+        self.end();
     }
 
     fn underway(&mut self) -> Option<&mut Underway> {
@@ -222,7 +235,7 @@ impl Body for AnswerBody {
             Kind::Page(body) => body.size_hint(),
             Kind::Stream(stream) => match &stream.body {
                 Some(body) => body.size_hint(),
-                None => SizeHint::default(),
+                None => SizeHint::with_exact(0),
             },
         }
     }

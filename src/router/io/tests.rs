@@ -4,5 +4,6 @@ mod answers;
 mod certainty;
 mod doors;
 mod mesh;
+mod reports;
 mod streams;
 mod workers;

@@ -7,7 +7,7 @@
 //! The oracle joins the shortest queue: it sees every queue as it is, knows every worker's speed, and takes the worker of
 //! least work per slot, which is our score with the truth in it. It is the better of two by its mean; the other one goes
 //! by the expected time to the answer, `max(1, (q + 1) / c) · s`, avoids slow workers even when they are idle, and so has
-//! a mean like ours and a shorter tail (ours is 1.3 to 1.5 times that). Power of two choices hears what the agents hear,
+//! a mean like ours and a shorter tail (ours is 1.3 to 1.6 times that). Power of two choices hears what the agents hear,
 //! its own requests in flight added to the last reported ones.
 
 use std::{
