@@ -187,6 +187,20 @@ pub struct DiscoverResponse {
     pub recommended: Option<NodeName>,
 }
 
+/// In the place of a tag in `GET /api/models/discover/{tag}`: whoever serves any model.
+pub const ANY_MODEL: &str = "any";
+
+/// The answer to `GET /api/models/discover/{tag}`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct DiscoverModelResponse {
+    /// What was asked for.
+    pub model: String,
+    /// Healthy workers, the least busy first.
+    pub workers: Vec<Worker>,
+    /// How many those are.
+    pub count: usize,
+}
+
 /// One worker.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Worker {

@@ -1,7 +1,7 @@
 //! From a request to the worker that answers it.
 //!
 //! ```text
-//! client ──► Needs ──► offered here? ──► upstream
+//! client ──► Needs (service, or the model its body names) ──► offered here? ──► upstream
 //!                └──► Find: who offers it, and how do we know
 //!                       └──► Plan: healthy before ejected, overlay before tunnel, 50/30/20 among the least loaded
 //!                              └──► attempt: send, ask whether they live and what it does, stream back ──► Health learns
@@ -16,7 +16,7 @@
 //!   refused it, or if it promised never to have seen it ([`Plan`]).
 //! - **Invariant:** after the first byte of an answer there is no second attempt, and an answer that breaks off never
 //!   ends cleanly.
-//! - Bodies are never collected and never parsed.
+//! - Bodies are never collected and never rebuilt; the beginning of one is looked at for the model it names ([`openai`]).
 
 mod budget;
 mod calls;
@@ -27,6 +27,7 @@ mod headers;
 mod health;
 pub mod io;
 mod needs;
+mod openai;
 mod plan;
 mod refusal;
 mod report;
@@ -45,14 +46,15 @@ pub use counters::Counters;
 pub use fleet::{Blame, Dispatch, Ended, Fleet, View};
 use futures::future::BoxFuture;
 pub use health::{Cause, Health, Trouble};
-pub use needs::{BadPath, Needs};
+pub use needs::{BadPath, Needs, Target};
+pub use openai::{BadModel, MAX_MODEL_BYTES, ModelName};
 pub use plan::{Failure, MAX_ATTEMPTS, Next, Plan};
 pub use refusal::{Executed, Refusal};
 pub use report::{DirectoryCounters, HealthReport, Report, Status, health_json, stats_json};
 pub use score::Score;
 pub use select::{Affinity, Asked, Candidate, Considered, Excluded, Selection, explain, order, select};
 pub use via::{CallId, Via};
-use wiremesh_certs::{Load, NodeId, NodeName, NodeRecord, ServiceName, TunnelUrl, UnixTime, Verified};
+use wiremesh_certs::{Load, NodeId, NodeName, NodeRecord, Offer, TunnelUrl, UnixTime, Verified};
 pub use work::{BadWork, MAX_REQUESTS, MAX_SERVICE_TIME_MS, MAX_WORK_BYTES, State, Work};
 
 /// How a request gets to the machine that answers it. Better ones first.
@@ -102,7 +104,7 @@ impl Source {
     }
 }
 
-/// A node that offers the service asked for.
+/// A node that offers what is asked for.
 #[derive(Clone, Debug)]
 pub struct Worker {
     /// Who it is.
@@ -144,11 +146,11 @@ pub struct Found {
 
 /// The directory, as far as the router needs it.
 pub trait Find: Send + Sync {
-    /// Who offers `service`. Answers in bounded time; without workers if there are none.
-    fn find<'a>(&'a self, service: &'a ServiceName) -> BoxFuture<'a, Found>;
+    /// Who offers it. Answers in bounded time; without workers if there are none.
+    fn find<'a>(&'a self, offer: &'a Offer) -> BoxFuture<'a, Found>;
 
-    /// `worker` no longer answers for `service`: do not name it again before it says so itself.
-    fn forget(&self, service: &ServiceName, worker: &NodeId);
+    /// `worker` no longer answers for it: do not name it again before it says so itself.
+    fn forget(&self, offer: &Offer, worker: &NodeId);
 }
 
 /// Makes the value of the `authorization` header that proves to an ingress who we are.

@@ -13,6 +13,7 @@ pub mod cli;
 pub mod files;
 mod ids;
 mod keys;
+mod offer;
 mod proof;
 mod record;
 mod request;
@@ -34,9 +35,11 @@ pub use ids::{
     BadIdentifier, Fingerprint, GroupName, MeshName, NodeId, NodeName, OverlayIp, Serial, ServiceName, WgPublicKey,
 };
 pub use keys::{BadKey, IdentityKey, WgPrivateKey};
+pub use offer::{ModelTag, Offer};
 pub use proof::{MAX_REMEMBERED_PROOFS, PROOF_LIFE, ProofChecker, RequestProof, proof_header};
 pub use record::{
-    Load, MAX_ENDPOINTS, MAX_RECORD_BYTES, MAX_TUNNEL_URL_BYTES, NodeRecord, RECORD_LIFE, SignedRecord, TunnelUrl,
+    Load, MAX_ENDPOINTS, MAX_MODELS, MAX_RECORD_BYTES, MAX_TUNNEL_URL_BYTES, ModelOffer, NodeRecord, RECORD_LIFE,
+    SignedRecord, TunnelUrl,
 };
 pub use request::{BadRequest, CertificateRequest, MAX_REQUEST_BYTES, generate_keys};
 pub use revocation::{MAX_REVOCATIONS, RevocationList, SignedRevocations};

@@ -11,6 +11,7 @@
 //! | 4 | uint | load | 0 to 100 |
 //! | 5 | text or null | tunnel_url | at most 200 bytes |
 //! | 6 | bool | overlay | whether the node carries overlay packets |
+//! | 7 | bytes, absent if there are none | models | at most 16; each the index of its service in field 3, and a tag of 8 bytes |
 
 use std::{
     fmt,
@@ -22,12 +23,16 @@ use std::{
 use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
 use serde::{Deserialize, Serialize};
 
-use crate::{BadIdentifier, Payload, ServiceName, Signed, UnixTime, certificate::MAX_SERVICES};
+use crate::{
+    AllowedServices, BadIdentifier, ModelTag, Offer, Payload, ServiceName, Signed, UnixTime, certificate::MAX_SERVICES,
+};
 
 /// So that an introduction, which carries a record, fits one datagram on any path.
 pub const MAX_RECORD_BYTES: usize = 1100;
 /// Where a node may be reached in the underlay.
 pub const MAX_ENDPOINTS: usize = 8;
+/// Models by which a node may be found. One that serves more is found by the others through its list of models.
+pub const MAX_MODELS: usize = 16;
 /// The longest tunnel URL.
 pub const MAX_TUNNEL_URL_BYTES: usize = 200;
 /// How long a record answers for its node's services. Three times the interval at which a node publishes.
@@ -62,9 +67,48 @@ pub struct NodeRecord {
     /// Whether it carries overlay packets; if not, its tunnel URL is the only way.
     #[n(6)]
     pub overlay: bool,
+    /// The models that its services serve.
+    #[n(7)]
+    #[cbor(with = "models", has_nil)]
+    pub models: Vec<ModelOffer>,
 }
 
 impl NodeRecord {
+    /// The services by which the node says to offer it.
+    pub fn services_for<'a>(&'a self, offer: &'a Offer) -> impl Iterator<Item = &'a ServiceName> {
+        let by_name =
+            self.services.iter().filter(move |name| matches!(offer, Offer::Service(wanted) if wanted == *name));
+        let serves = move |model: &&ModelOffer| match offer {
+            Offer::Service(_) => false,
+            Offer::Model(tag) => model.tag == *tag,
+            Offer::AnyModel => true,
+        };
+        let by_model = self.models.iter().filter(serves);
+        by_name.chain(by_model.filter_map(|model| self.services.get(usize::from(model.service))))
+    }
+
+    /// Whether the node says to offer it.
+    pub fn claims(&self, offer: &Offer) -> bool {
+        self.services_for(offer).next().is_some()
+    }
+
+    /// Whether it offers it by a service that its certificate allows.
+    pub fn offers(&self, offer: &Offer, allowed: &AllowedServices) -> bool {
+        self.services_for(offer).any(|service| allowed.allows(service))
+    }
+
+    /// Everything the node says to offer, each once.
+    pub fn claimed(&self) -> Vec<Offer> {
+        let mut offers: Vec<Offer> = self.services.iter().cloned().map(Offer::Service).collect();
+        offers.extend(self.models.iter().map(|model| Offer::Model(model.tag)));
+        if !self.models.is_empty() {
+            offers.push(Offer::AnyModel);
+        }
+        offers.sort();
+        offers.dedup();
+        offers
+    }
+
     /// Whether the record answers for its node's services: not yet over, and not from a future in which it would
     /// outlive its node by as much as that node's clock is ahead.
     pub fn is_fresh_at(&self, now: UnixTime) -> bool {
@@ -83,6 +127,12 @@ impl Payload for NodeRecord {
         if self.services.len() > MAX_SERVICES {
             return Err("more than 16 services");
         }
+        if self.models.len() > MAX_MODELS {
+            return Err("more than 16 models");
+        }
+        if self.models.iter().any(|model| usize::from(model.service) >= self.services.len()) {
+            return Err("a model of no service");
+        }
         let life = self.expires_at.0.saturating_sub(self.sequence / 1000);
         if life > MAX_RECORD_LIFE.as_secs() {
             return Err("a life of more than ten minutes");
@@ -93,6 +143,15 @@ impl Payload for NodeRecord {
 
 /// No record may ask to be believed for longer than this after it was published.
 const MAX_RECORD_LIFE: Duration = Duration::from_secs(600);
+
+/// One model that a service of the node serves.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ModelOffer {
+    /// Which service, among those of the record.
+    pub service: u8,
+    /// Which model.
+    pub tag: ModelTag,
+}
 
 /// How busy a node is, in percent of what it can take.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Encode, Eq, Ord, PartialEq, PartialOrd, Serialize)]
@@ -242,6 +301,40 @@ mod endpoints {
     }
 }
 
+/// Models as one byte string, nine bytes each. No models are no field: a record without them reads as it did before
+/// there were any.
+mod models {
+    use super::*;
+
+    const BYTES: usize = 9;
+
+    pub fn encode<C, W: encode::Write>(
+        models: &[ModelOffer],
+        encoder: &mut Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), encode::Error<W::Error>> {
+        let bytes: Vec<u8> = models.iter().flat_map(|model| [&[model.service], &model.tag.0[..]].concat()).collect();
+        encoder.bytes(&bytes)?.ok()
+    }
+
+    pub fn decode<C>(decoder: &mut Decoder<'_>, _: &mut C) -> Result<Vec<ModelOffer>, decode::Error> {
+        let (models, rest) = decoder.bytes()?.as_chunks::<BYTES>();
+        if models.is_empty() || models.len() > MAX_MODELS || !rest.is_empty() {
+            return Err(decode::Error::message("not a list of models"));
+        }
+        let offer = |[service, tag @ ..]: &[u8; BYTES]| ModelOffer { service: *service, tag: ModelTag(*tag) };
+        Ok(models.iter().map(offer).collect())
+    }
+
+    pub fn nil() -> Option<Vec<ModelOffer>> {
+        Some(Vec::new())
+    }
+
+    pub fn is_nil(models: &[ModelOffer]) -> bool {
+        models.is_empty()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -267,6 +360,7 @@ mod tests {
             load: Load::default(),
             tunnel_url: None,
             overlay: true,
+            models: Vec::new(),
         };
 
         assert!(made_at(now).is_fresh_at(now));
@@ -274,6 +368,51 @@ mod tests {
         assert!(!made_at(now.minus(RECORD_LIFE)).is_fresh_at(now));
         assert!(!made_at(now.plus(Duration::from_secs(3600))).is_fresh_at(now));
         assert!(!made_at(UnixTime(u64::MAX / 1000 - 1)).is_fresh_at(now));
+    }
+
+    #[test]
+    fn a_record_without_models_is_written_without_them_and_read_so() {
+        let record = NodeRecord {
+            sequence: 1,
+            expires_at: UnixTime(1),
+            endpoints: Vec::new(),
+            services: vec![ServiceName::new("llm").unwrap()],
+            load: Load::default(),
+            tunnel_url: None,
+            overlay: true,
+            models: Vec::new(),
+        };
+        let with = NodeRecord { models: vec![ModelOffer { service: 0, tag: ModelTag::of("m") }], ..record.clone() };
+
+        let (bytes, with_bytes) = (minicbor::to_vec(&record).unwrap(), minicbor::to_vec(&with).unwrap());
+
+        assert_eq!((bytes[0], with_bytes[0]), (0x87, 0x88), "arrays of seven and of eight");
+        assert_eq!(minicbor::decode::<NodeRecord>(&bytes).unwrap(), record);
+        assert_eq!(with_bytes.len(), bytes.len() + 1 + 9);
+    }
+
+    #[test]
+    fn a_model_is_offered_by_a_service_that_the_certificate_allows() {
+        let record = NodeRecord {
+            sequence: 1,
+            expires_at: UnixTime(1),
+            endpoints: Vec::new(),
+            services: ["llm", "asr"].map(|name| ServiceName::new(name).unwrap()).to_vec(),
+            load: Load::default(),
+            tunnel_url: None,
+            overlay: true,
+            models: vec![ModelOffer { service: 1, tag: ModelTag::of("whisper") }],
+        };
+        let only = |name| AllowedServices::Only(vec![ServiceName::new(name).unwrap()]);
+        let whisper = Offer::Model(ModelTag::of("whisper"));
+
+        for offer in [&whisper, &Offer::AnyModel] {
+            assert!(record.offers(offer, &AllowedServices::Any) && record.offers(offer, &only("asr")));
+            assert!(record.claims(offer) && !record.offers(offer, &only("llm")));
+        }
+        assert!(!record.claims(&Offer::Model(ModelTag::of("llama"))));
+        assert_eq!(record.claimed().len(), 4);
+        assert!(NodeRecord { services: Vec::new(), ..record }.check().is_err(), "a model of no service");
     }
 
     #[test]
@@ -290,6 +429,7 @@ mod tests {
         #[test]
         fn what_encodes_decodes_to_the_same(
             sequence: u64, port: u16, v4: [u8; 4], v6: [u8; 16], percent in 0..=100u8, overlay: bool,
+            tags in proptest::collection::vec(any::<[u8; 8]>(), 0..=MAX_MODELS),
         ) {
             let record = NodeRecord {
                 sequence,
@@ -299,6 +439,7 @@ mod tests {
                 load: Load(percent),
                 tunnel_url: Some("https://x.example/a".parse().unwrap()),
                 overlay,
+                models: tags.into_iter().map(|tag| ModelOffer { service: 0, tag: ModelTag(tag) }).collect(),
             };
 
             let bytes = minicbor::to_vec(&record).unwrap();

@@ -333,6 +333,7 @@ fn record(sequence: u64) -> NodeRecord {
         load: Load::default(),
         tunnel_url: None,
         overlay: true,
+        models: Vec::new(),
     }
 }
 

@@ -75,6 +75,7 @@ impl Identity {
             load: Load::from_share(0.0),
             tunnel_url: None,
             overlay: true,
+            models: Vec::new(),
         };
         Ok(Signed::sign(&record, &self.key, &self.chain)?)
     }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use wiremesh_certs::{IdentityKey, NodeId, NodeRecord, ServiceName, Signed, proof_header};
+use wiremesh_certs::{IdentityKey, NodeId, NodeRecord, Offer, Signed, proof_header};
 
 use super::{glue::Recorder, view::View};
 use crate::{
@@ -25,9 +25,9 @@ pub struct PhoneBook {
 }
 
 impl router::Find for PhoneBook {
-    fn find<'a>(&'a self, service: &'a ServiceName) -> BoxFuture<'a, router::Found> {
+    fn find<'a>(&'a self, offer: &'a Offer) -> BoxFuture<'a, router::Found> {
         Box::pin(async move {
-            let Some(answer) = self.directory.find(service).await else {
+            let Some(answer) = self.directory.find(offer).await else {
                 return router::Found { workers: Vec::new(), source: router::Source::Cache };
             };
             let others = answer.workers.iter().filter(|entry| entry.id() != self.me);
@@ -44,8 +44,8 @@ impl router::Find for PhoneBook {
         })
     }
 
-    fn forget(&self, service: &ServiceName, worker: &NodeId) {
-        self.directory.forget(service, worker);
+    fn forget(&self, offer: &Offer, worker: &NodeId) {
+        self.directory.forget(offer, worker);
     }
 }
 
@@ -53,8 +53,8 @@ impl router::Find for PhoneBook {
 pub struct Coordinator(pub membership::io::Client);
 
 impl directory::Discover for Coordinator {
-    fn discover<'a>(&'a self, service: &'a ServiceName) -> BoxFuture<'a, anyhow::Result<Vec<Signed<NodeRecord>>>> {
-        Box::pin(async move { Ok(self.0.discover(service).await?.into_iter().map(|worker| worker.record).collect()) })
+    fn discover<'a>(&'a self, offer: &'a Offer) -> BoxFuture<'a, anyhow::Result<Vec<Signed<NodeRecord>>>> {
+        Box::pin(async move { Ok(self.0.discover(offer).await?.into_iter().map(|worker| worker.record).collect()) })
     }
 
     fn node<'a>(&'a self, sought: &'a Sought) -> BoxFuture<'a, anyhow::Result<Option<Signed<NodeRecord>>>> {

@@ -4,7 +4,7 @@
 //! overlay: who is 10.42.0.9? ──► directory ──► overlay: this peer, there
 //! overlay: a stranger introduced itself ──► directory: a contact
 //! directory: a member moved ──► overlay: there, if it is a peer
-//! services, endpoints or certificate changed, or a minute passed ──► a new record ──► overlay, directory
+//! services, their models, endpoints or certificate changed, or a minute passed ──► a new record ──► overlay, directory
 //! ```
 
 use std::{
@@ -54,6 +54,7 @@ impl Recorder {
         let facts = Facts {
             endpoints: self.overlay.as_ref().map(overlay::Handle::endpoints).unwrap_or_default(),
             services: if leaving { Arc::from([]) } else { self.services.offered() },
+            models: self.services.models(),
             load: self.services.load(),
         };
         self.author
@@ -71,6 +72,7 @@ pub async fn publish(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut services = recorder.services.changes();
+    let mut models = recorder.services.models_changes();
     let mut overlay = recorder.overlay.clone();
     loop {
         if let Some(record) = recorder.record() {
@@ -87,6 +89,7 @@ pub async fn publish(
             () = tokio::time::sleep(interval) => continue,
             () = renewed.notified() => {}
             changed = services.changed() => changed?,
+            changed = models.changed() => changed?,
             () = moved(&mut overlay) => {}
         }
         tokio::time::sleep(GATHER_CHANGES).await;

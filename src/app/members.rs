@@ -40,8 +40,9 @@ pub fn start(
     tasks.spawn("membership events", |stop| follow.run(events, stop));
     let (directory, handle, dht_port) = (directory.clone(), membership.clone(), config.dht.port);
     tasks.spawn("keep contacts", |stop| keep_contacts(directory, handle, dht_port, stop));
-    let (changed, handle) = (recorder.services.changes(), membership.clone());
-    tasks.spawn("announce", |stop| announce(changed, handle, stop));
+    let (services, models) = (recorder.services.changes(), recorder.services.models_changes());
+    let handle = membership.clone();
+    tasks.spawn("announce", |stop| announce(services, models, handle, stop));
     membership
 }
 
@@ -154,9 +155,10 @@ pub fn seeds_of(contacts: Vec<directory::Entry>, dht_port: u16) -> Vec<Seed> {
     contacts.into_iter().map(seed).collect()
 }
 
-/// The coordinator hears at once of services that came or went.
+/// The coordinator hears at once of services and models that came or went.
 async fn announce(
     mut services: watch::Receiver<Arc<[ServiceName]>>,
+    mut models: watch::Receiver<crate::services::Models>,
     membership: membership::io::Handle,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -164,6 +166,7 @@ async fn announce(
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             changed = services.changed() => changed?,
+            changed = models.changed() => changed?,
         }
         membership.announce();
     }

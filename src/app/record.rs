@@ -6,9 +6,12 @@ use std::{
 };
 
 use wiremesh_certs::{
-    Chain, IdentityKey, Load, MAX_ENDPOINTS, MAX_SERVICES, NodeRecord, RECORD_LIFE, ServiceName, SignError, Signed,
-    TunnelUrl, UnixTime, Verified,
+    Chain, IdentityKey, Load, MAX_ENDPOINTS, MAX_MODELS, MAX_SERVICES, ModelOffer, ModelTag, NodeRecord, RECORD_LIFE,
+    ServiceName, SignError, Signed, TunnelUrl, UnixTime, Verified,
 };
+
+/// So many endpoints are worth more than models: without one, nobody reaches us to ask.
+const KEPT_ENDPOINTS: usize = 2;
 
 /// What a record is made of at one moment.
 #[derive(Clone, Debug)]
@@ -17,6 +20,8 @@ pub struct Facts {
     pub endpoints: Vec<SocketAddr>,
     /// What it offers.
     pub services: Arc<[ServiceName]>,
+    /// Which models its services serve.
+    pub models: Arc<[(ServiceName, Arc<[String]>)]>,
     /// How busy it is.
     pub load: Load,
 }
@@ -42,7 +47,8 @@ impl Author {
 
     /// A record of these facts. What its certificate does not allow to be offered is left out, with a word in the log.
     ///
-    /// A record that would not fit a datagram loses its last endpoints first: an address too few is better than none.
+    /// A record that would not fit a datagram loses endpoints from the third on, then models, then the second endpoint:
+    /// an address too few is better than none, and a model that is not in the record is found in our list of models.
     pub fn sign(&self, facts: Facts, now_millis: u64) -> Result<Signed<NodeRecord>, SignError> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.last_sequence = now_millis.max(state.last_sequence + 1);
@@ -59,11 +65,15 @@ impl Author {
             load: facts.load,
             tunnel_url: self.tunnel_url.clone(),
             overlay: self.overlay,
+            models: Vec::new(),
         };
         record.endpoints.truncate(MAX_ENDPOINTS);
         record.services.truncate(MAX_SERVICES);
+        record.models = in_turn(&record.services, &facts.models);
         loop {
             match Signed::sign(&record, &self.key, state.own.chain()) {
+                Err(SignError::TooLarge) if record.endpoints.len() > KEPT_ENDPOINTS => _ = record.endpoints.pop(),
+                Err(SignError::TooLarge) if !record.models.is_empty() => _ = record.models.pop(),
                 Err(SignError::TooLarge) if record.endpoints.len() > 1 => _ = record.endpoints.pop(),
                 signed => return signed,
             }
@@ -84,6 +94,25 @@ impl Author {
     pub fn chain(&self) -> Chain {
         self.own().chain().clone()
     }
+}
+
+/// The models by which we are found, of each service in turn: a record has room for few.
+fn in_turn(services: &[ServiceName], models: &[(ServiceName, Arc<[String]>)]) -> Vec<ModelOffer> {
+    let served: Vec<(u8, &[String])> = models
+        .iter()
+        .filter_map(|(service, names)| {
+            let index = services.iter().position(|offered| offered == service)?;
+            Some((u8::try_from(index).ok()?, names.as_ref()))
+        })
+        .collect();
+    let longest = served.iter().map(|(_, names)| names.len()).max().unwrap_or_default();
+    let nth_of_each = |nth: usize| {
+        let named = move |(service, names): &(u8, &[String])| {
+            Some(ModelOffer { service: *service, tag: ModelTag::of(names.get(nth)?) })
+        };
+        served.iter().filter_map(named)
+    };
+    (0..longest).flat_map(nth_of_each).take(MAX_MODELS).collect()
 }
 
 #[cfg(test)]
@@ -130,10 +159,40 @@ mod tests {
         assert!((1..8).contains(&record.endpoints.len()), "{}", record.endpoints.len());
     }
 
+    #[test]
+    fn services_share_the_room_for_models_and_what_is_not_offered_has_none() {
+        let (author, trust) = author(AllowedServices::Only(vec!["llm".parse().unwrap(), "asr".parse().unwrap()]));
+        let many: Arc<[String]> = (0..40).map(|n| format!("llm-{n}")).collect();
+        let models = [("llm", many), ("asr", ["whisper".to_owned()].into()), ("down", ["other".to_owned()].into())];
+        let models = models.map(|(service, names)| (service.parse().unwrap(), names));
+
+        let signed = author.sign(Facts { models: models.into(), ..facts(&["llm", "asr"], 1) }, 5_000).unwrap();
+
+        let record = trust.open(&signed, NOW).unwrap().payload;
+        let tags: Vec<_> = record.models.iter().map(|model| (model.service, model.tag)).collect();
+        assert_eq!(tags[..3], [(0, "llm-0"), (1, "whisper"), (0, "llm-1")].map(|(s, name)| (s, ModelTag::of(name))));
+        assert_eq!(tags.len(), MAX_MODELS);
+    }
+
+    #[test]
+    fn models_go_before_the_last_two_endpoints() {
+        let (author, trust) = author(AllowedServices::Any);
+        let long: Vec<String> = (0..14).map(|n| format!("a-service-with-a-rather-long-name-{n}")).collect();
+        let names: Vec<&str> = long.iter().map(String::as_str).collect();
+        let models: Arc<[String]> = (0..16).map(|n| format!("model-{n}")).collect();
+        let all = Facts { models: [(long[0].parse().unwrap(), models)].into(), ..facts(&names, 8) };
+
+        let record = trust.open(&author.sign(all, 5_000).unwrap(), NOW).unwrap().payload;
+
+        assert_eq!((record.services.len(), record.endpoints.len()), (14, KEPT_ENDPOINTS));
+        assert!(record.models.len() < MAX_MODELS, "{}", record.models.len());
+    }
+
     fn facts(services: &[&str], endpoints: u16) -> Facts {
         Facts {
             endpoints: (0..endpoints).map(|port| (std::net::Ipv6Addr::LOCALHOST, port + 1).into()).collect(),
             services: services.iter().map(|name| name.parse().unwrap()).collect(),
+            models: Arc::from([]),
             load: Load::default(),
         }
     }

@@ -253,6 +253,7 @@ fn record(member: &Member, offers: &[&str]) -> Signed<NodeRecord> {
         load: Load::from_share(0.25),
         tunnel_url: None,
         overlay: true,
+        models: Vec::new(),
     };
     Signed::sign(&record, &member.identity, member.client.verified().chain()).unwrap()
 }

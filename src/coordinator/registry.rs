@@ -20,7 +20,7 @@ use std::{
 };
 
 use wiremesh_certs::{
-    NodeId, NodeName, NodeRecord, Opened, OverlayIp, ServiceName, Signed, UnixTime, Verified, WgPublicKey,
+    NodeId, NodeName, NodeRecord, Offer, Opened, OverlayIp, ServiceName, Signed, UnixTime, Verified, WgPublicKey,
 };
 
 use crate::api::{DEFAULT_DHT_PORT, MAX_INTRODUCTIONS};
@@ -125,7 +125,7 @@ pub struct Registry {
     entries: BTreeMap<NodeId, Entry>,
     by_name: BTreeMap<NodeName, NodeId>,
     by_address: BTreeMap<OverlayIp, NodeId>,
-    by_service: BTreeMap<ServiceName, std::collections::BTreeSet<NodeId>>,
+    by_offer: BTreeMap<Offer, std::collections::BTreeSet<NodeId>>,
     /// Those with a presence, in no order, for drawing samples.
     present: Vec<NodeId>,
     dirty: BTreeMap<NodeId, How>,
@@ -156,7 +156,7 @@ impl Registry {
             entries: BTreeMap::new(),
             by_name: BTreeMap::new(),
             by_address: BTreeMap::new(),
-            by_service: BTreeMap::new(),
+            by_offer: BTreeMap::new(),
             present: Vec::new(),
             dirty: BTreeMap::new(),
         }
@@ -281,7 +281,7 @@ impl Registry {
                 moved.slot = Some(slot);
             }
         }
-        self.unlist(identity, &presence.record.services);
+        self.unlist(identity, &presence.record.claimed());
         self.mark(identity, How::Gone);
         true
     }
@@ -347,27 +347,27 @@ impl Registry {
 
     fn set_presence(&mut self, identity: NodeId, presence: Presence) {
         let Some(entry) = self.entries.get_mut(&identity) else { return };
-        let before = entry.presence.take().map(|before| before.record.services).unwrap_or_default();
-        let services = presence.record.services.clone();
+        let before = entry.presence.take().map(|before| before.record.claimed()).unwrap_or_default();
+        let offers = presence.record.claimed();
         entry.presence = Some(presence);
         if entry.slot.is_none() {
             entry.slot = Some(self.present.len());
             self.present.push(identity);
         }
-        if before != services {
+        if before != offers {
             self.unlist(identity, &before);
         }
-        for service in services {
-            self.by_service.entry(service).or_default().insert(identity);
+        for offer in offers {
+            self.by_offer.entry(offer).or_default().insert(identity);
         }
     }
 
-    fn unlist(&mut self, identity: NodeId, services: &[ServiceName]) {
-        for service in services {
-            if let Some(workers) = self.by_service.get_mut(service) {
+    fn unlist(&mut self, identity: NodeId, offers: &[Offer]) {
+        for offer in offers {
+            if let Some(workers) = self.by_offer.get_mut(offer) {
                 workers.remove(&identity);
                 if workers.is_empty() {
-                    self.by_service.remove(service);
+                    self.by_offer.remove(offer);
                 }
             }
         }

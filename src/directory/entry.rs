@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use sha2::{Digest, Sha256};
 use wiremesh_certs::{
-    NodeId, NodeName, NodeRecord, Opened, OverlayIp, Refused, ServiceName, Signed, Trust, UnixTime, Verified,
+    NodeId, NodeName, NodeRecord, Offer, Opened, OverlayIp, Refused, Signed, Trust, UnixTime, Verified,
 };
 
 use super::key::{Key, bucket_of};
@@ -60,9 +60,9 @@ impl Entry {
         self.0.payload.sequence
     }
 
-    /// Whether it offers `service` and its certificate allows that.
-    pub fn offers(&self, service: &ServiceName) -> bool {
-        self.0.payload.services.contains(service) && self.0.by.services().allows(service)
+    /// Whether it offers this and its certificate allows that.
+    pub fn offers(&self, offer: &Offer) -> bool {
+        self.0.payload.offers(offer, self.0.by.services())
     }
 
     /// Whether its own date has passed: what it offers may be gone.
@@ -80,11 +80,11 @@ impl Entry {
         now < self.0.payload.expires_at.plus(HINT_FOR) && self.0.by.is_valid_at(now)
     }
 
-    /// Whether this is a record that belongs under `key`. A record that no longer offers a service belongs under its
-    /// key as well, as the word that its signer withdrew.
+    /// Whether this is a record that belongs under `key`. A record that no longer offers what the key is about belongs
+    /// under it as well, as the word that its signer withdrew.
     pub fn belongs_under(&self, key: &Key) -> bool {
         match key {
-            Key::Service { bits, bucket, .. } => bucket_of(&self.id(), *bits) == *bucket,
+            Key::Offer { bits, bucket, .. } => bucket_of(&self.id(), *bits) == *bucket,
             Key::Address(address) => self.address() == *address,
             Key::Name(name) => self.name() == name,
         }
@@ -93,7 +93,7 @@ impl Entry {
     /// Whether a value under `key` needs this entry no more.
     pub fn is_over(&self, key: &Key, now: UnixTime) -> bool {
         match key {
-            Key::Service { .. } => self.is_expired(now),
+            Key::Offer { .. } => self.is_expired(now),
             Key::Address(_) | Key::Name(_) => !self.is_hint(now),
         }
     }
@@ -209,8 +209,8 @@ pub mod testing {
 
     use rand::{SeedableRng, rngs::StdRng};
     use wiremesh_certs::{
-        AllowedServices, Authority, CaParameters, Chain, Claims, IdentityKey, Load, MeshName, RECORD_LIFE,
-        RevocationList, TrustStore, WgPrivateKey,
+        AllowedServices, Authority, CaParameters, Chain, Claims, IdentityKey, Load, MeshName, ModelOffer, ModelTag,
+        RECORD_LIFE, RevocationList, ServiceName, TrustStore, WgPrivateKey,
     };
 
     use super::*;
@@ -324,6 +324,17 @@ pub mod testing {
             self.open(&self.sign(services, order, expires_at))
         }
 
+        /// The same, of a service that serves models.
+        pub fn serving(&self, service: &str, models: &[&str], order: u64) -> Entry {
+            let offered = |model: &&str| ModelOffer { service: 0, tag: ModelTag::of(model) };
+            let expires_at = self.now.plus(LIFE + Duration::from_secs(order));
+            let record = NodeRecord {
+                models: models.iter().map(offered).collect(),
+                ..self.record(&[service], order, expires_at)
+            };
+            self.open(&Signed::sign(&record, &self.identity, &self.chain).unwrap())
+        }
+
         pub fn dated(&self, order: u64, expires_at: UnixTime) -> Entry {
             self.open(&self.sign(&["ocr"], order, expires_at))
         }
@@ -350,6 +361,7 @@ pub mod testing {
                 load: Load::default(),
                 tunnel_url: None,
                 overlay: true,
+                models: Vec::new(),
             }
         }
 

@@ -1,4 +1,4 @@
-//! Remembered answers: the list of workers of each service that was asked for.
+//! Remembered answers: the list of workers of each service, or model, that was asked for.
 //!
 //! ```text
 //!              lookup found workers                FRESH_FOR
@@ -17,7 +17,7 @@ use std::{
 };
 
 use serde::Serialize;
-use wiremesh_certs::{NodeId, ServiceName, UnixTime};
+use wiremesh_certs::{NodeId, Offer, UnixTime};
 
 use super::entry::Entry;
 
@@ -29,8 +29,8 @@ pub const MISSING_FOR: Duration = Duration::from_secs(5);
 pub const FORGOTTEN_FOR: Duration = Duration::from_secs(30);
 /// Workers of an answer this old are no longer offered, whatever else is out of reach.
 pub const USABLE_FOR: Duration = Duration::from_secs(3600);
-/// Services remembered; beyond it the one unused for longest is forgotten.
-pub const MAX_SERVICES: usize = 1024;
+/// Services and models remembered; beyond it the one unused for longest is forgotten.
+pub const MAX_OFFERS: usize = 1024;
 /// Workers remembered of one service; beyond it the earliest record makes room.
 pub const MAX_WORKERS: usize = 64;
 
@@ -113,10 +113,10 @@ pub struct Counters {
     pub refreshes: u64,
 }
 
-/// Remembered answers by service.
+/// Remembered answers by what was asked for.
 #[derive(Default)]
 pub struct Fingers {
-    services: BTreeMap<ServiceName, Finger>,
+    offers: BTreeMap<Offer, Finger>,
     last_lookup: u64,
     counters: Counters,
 }
@@ -135,14 +135,14 @@ struct Finger {
 }
 
 impl Fingers {
-    /// Somebody asks for `service`.
-    pub fn ask(&mut self, service: &ServiceName, unix: UnixTime, now: Instant) -> Asked {
-        if !self.services.contains_key(service) {
+    /// Somebody asks for `offer`.
+    pub fn ask(&mut self, offer: &Offer, unix: UnixTime, now: Instant) -> Asked {
+        if !self.offers.contains_key(offer) {
             self.make_room();
-            self.services.insert(service.clone(), Finger::new(now));
+            self.offers.insert(offer.clone(), Finger::new(now));
         }
         let next = LookupId(self.last_lookup + 1);
-        let Some(finger) = self.services.get_mut(service) else { return Asked::Nobody };
+        let Some(finger) = self.offers.get_mut(offer) else { return Asked::Nobody };
         finger.used_at = now;
         let asked = finger.ask(next, unix, now);
         match &asked {
@@ -163,32 +163,32 @@ impl Fingers {
     /// is ignored.
     pub fn on_outcome(
         &mut self,
-        service: &ServiceName,
+        offer: &Offer,
         lookup: LookupId,
         outcome: Outcome,
         unix: UnixTime,
         now: Instant,
     ) -> Option<Answer> {
-        let finger = self.services.get_mut(service).filter(|finger| finger.pending == Some(lookup))?;
+        let finger = self.offers.get_mut(offer).filter(|finger| finger.pending == Some(lookup))?;
         finger.pending = None;
-        finger.on_outcome(service, outcome, unix, now)
+        finger.on_outcome(offer, outcome, unix, now)
     }
 
     /// More was heard after a lookup had been answered: another storer knew others.
-    pub fn on_more(&mut self, service: &ServiceName, entries: &[Entry], unix: UnixTime, now: Instant) {
-        if let Some(finger) = self.services.get_mut(service).filter(|finger| finger.learnt_at.is_some()) {
-            finger.merge(service, entries, unix, now);
+    pub fn on_more(&mut self, offer: &Offer, entries: &[Entry], unix: UnixTime, now: Instant) {
+        if let Some(finger) = self.offers.get_mut(offer).filter(|finger| finger.learnt_at.is_some()) {
+            finger.merge(offer, entries, unix, now);
         }
     }
 
     /// A later record of some member was heard from elsewhere: an introduction, a heartbeat's answer.
     pub fn observe(&mut self, entry: &Entry) {
-        for (service, finger) in &mut self.services {
+        for (offer, finger) in &mut self.offers {
             let Some(worker) = finger.workers.get_mut(&entry.id()).filter(|known| known.sequence() < entry.sequence())
             else {
                 continue;
             };
-            if entry.offers(service) {
+            if entry.offers(offer) {
                 *worker = entry.clone();
             } else {
                 finger.workers.remove(&entry.id());
@@ -196,9 +196,9 @@ impl Fingers {
         }
     }
 
-    /// This worker failed at this service: it alone is not offered again by the record that named it.
-    pub fn forget(&mut self, service: &ServiceName, worker: &NodeId, now: Instant) {
-        let Some(finger) = self.services.get_mut(service) else { return };
+    /// This worker failed at this: it alone is not offered again by the record that named it.
+    pub fn forget(&mut self, offer: &Offer, worker: &NodeId, now: Instant) {
+        let Some(finger) = self.offers.get_mut(offer) else { return };
         if let Some(entry) = finger.workers.remove(worker) {
             finger.forgotten.retain(|_, (_, until)| now < *until);
             if finger.forgotten.len() < MAX_WORKERS {
@@ -209,7 +209,7 @@ impl Fingers {
 
     /// Takes whoever `is_believed` refuses out of every answer: a certificate was revoked.
     pub fn retain(&mut self, is_believed: impl Fn(&Entry) -> bool) {
-        for finger in self.services.values_mut() {
+        for finger in self.offers.values_mut() {
             finger.workers.retain(|_, entry| is_believed(entry));
         }
     }
@@ -228,17 +228,17 @@ impl Fingers {
         self.counters
     }
 
-    /// Services with at least one worker remembered.
+    /// Services and models with at least one worker remembered.
     pub fn len(&self) -> usize {
-        self.services.values().filter(|finger| !finger.workers.is_empty()).count()
+        self.offers.values().filter(|finger| !finger.workers.is_empty()).count()
     }
 
     fn make_room(&mut self) {
-        if self.services.len() < MAX_SERVICES {
+        if self.offers.len() < MAX_OFFERS {
             return;
         }
-        let oldest = self.services.iter().min_by_key(|(_, finger)| finger.used_at).map(|(service, _)| service.clone());
-        oldest.map(|service| self.services.remove(&service));
+        let oldest = self.offers.iter().min_by_key(|(_, finger)| finger.used_at).map(|(offer, _)| offer.clone());
+        oldest.map(|offer| self.offers.remove(&offer));
     }
 }
 
@@ -275,12 +275,12 @@ impl Finger {
         }
     }
 
-    fn on_outcome(&mut self, service: &ServiceName, outcome: Outcome, unix: UnixTime, now: Instant) -> Option<Answer> {
+    fn on_outcome(&mut self, offer: &Offer, outcome: Outcome, unix: UnixTime, now: Instant) -> Option<Answer> {
         self.not_before = Some(now + MISSING_FOR);
         match outcome {
             Outcome::Found(entries, source) => {
                 self.workers.retain(|_, entry| !entry.is_expired(unix));
-                if self.merge(service, &entries, unix, now) {
+                if self.merge(offer, &entries, unix, now) {
                     self.learnt_at = Some(now);
                     self.not_before = None;
                 }
@@ -295,7 +295,7 @@ impl Finger {
     }
 
     /// Takes in what was heard. True if it named a worker that can be offered.
-    fn merge(&mut self, service: &ServiceName, entries: &[Entry], unix: UnixTime, now: Instant) -> bool {
+    fn merge(&mut self, offer: &Offer, entries: &[Entry], unix: UnixTime, now: Instant) -> bool {
         let mut found = false;
         let mut in_order: Vec<&Entry> = entries.iter().collect();
         in_order.sort_by_key(|entry| entry.sequence());
@@ -309,7 +309,7 @@ impl Finger {
                 .forgotten
                 .get(&entry.id())
                 .is_some_and(|(sequence, until)| now < *until && entry.sequence() <= *sequence);
-            if !entry.offers(service) {
+            if !entry.offers(offer) {
                 self.workers.remove(&entry.id());
             } else if !failed && !entry.is_expired(unix) {
                 self.workers.insert(entry.id(), entry.clone());

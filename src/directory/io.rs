@@ -24,7 +24,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
-use wiremesh_certs::{Chain, IdentityKey, NodeRecord, OverlayIp, ServiceName, Signed, TrustStore};
+use wiremesh_certs::{Chain, IdentityKey, NodeRecord, Offer, OverlayIp, Signed, TrustStore};
 
 use self::{gate::Gate, lookups::Lookups, shared::Shared, table::Table, tls::Credentials, transport::EndpointSettings};
 pub use self::{
@@ -40,8 +40,8 @@ pub const LOOKUP_DEADLINE: Duration = Duration::from_millis(300);
 
 /// Who is asked when the table has no answer: the coordinator. What it says is checked like anybody's word.
 pub trait Discover: Send + Sync + 'static {
-    /// The records of those who offer `service`. None is an answer; an error means that nobody could be asked.
-    fn discover<'a>(&'a self, service: &'a ServiceName) -> BoxFuture<'a, anyhow::Result<Vec<Signed<NodeRecord>>>>;
+    /// The records of those who offer it. None is an answer; an error means that nobody could be asked.
+    fn discover<'a>(&'a self, offer: &'a Offer) -> BoxFuture<'a, anyhow::Result<Vec<Signed<NodeRecord>>>>;
 
     /// The record of one member.
     fn node<'a>(&'a self, sought: &'a Sought) -> BoxFuture<'a, anyhow::Result<Option<Signed<NodeRecord>>>>;

@@ -5,17 +5,17 @@
 //! | at | bytes  | field                                                                     |
 //! |----|--------|---------------------------------------------------------------------------|
 //! | 0  | 1      | version, 1                                                                |
-//! | 1  | 1      | kind: 1 service, 2 overlay address, 3 name                                |
-//! | 2  | 1      | service: bits, how many bits of the signer's hash choose a bucket (0–12)  |
-//! | 3  | 2      | service: the bucket, below 2^bits                                         |
-//! | …  | 1–63   | service or node name; an address is 4 or 16 bytes                         |
+//! | 1  | 1      | kind: 1 service, 2 overlay address, 3 name, 4 model, 5 any model          |
+//! | 2  | 1      | 1, 4, 5: bits, how many bits of the signer's hash choose a bucket (0–12)  |
+//! | 3  | 2      | 1, 4, 5: the bucket, below 2^bits                                         |
+//! | …  | 0–63   | service or node name; an address is 4 or 16 bytes, a model's tag 8        |
 
 use std::net::IpAddr;
 
 use sha2::{Digest, Sha256};
-use wiremesh_certs::{NodeId, NodeName, OverlayIp, ServiceName};
+use wiremesh_certs::{ModelTag, NodeId, NodeName, Offer, OverlayIp, ServiceName};
 
-/// A service is spread over at most 2^12 buckets: at 32 workers a bucket that is 131,072 workers of one service.
+/// An offer is spread over at most 2^12 buckets: at 32 workers a bucket that is 131,072 workers of one service.
 pub const MAX_BITS: u8 = 12;
 /// No key is longer: the fixed part and a name of 63 bytes.
 pub const MAX_KEY_BYTES: usize = 5 + 63;
@@ -24,12 +24,14 @@ const VERSION: u8 = 1;
 const SERVICE: u8 = 1;
 const ADDRESS: u8 = 2;
 const NAME: u8 = 3;
+const MODEL: u8 = 4;
+const ANY_MODEL: u8 = 5;
 
 /// What a value in the table is about.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Key {
-    /// Some of the workers of a service: those whose [`bucket_of`] is this one.
-    Service { service: ServiceName, bits: u8, bucket: u16 },
+    /// Some of the workers that offer it: those whose [`bucket_of`] is this one.
+    Offer { offer: Offer, bits: u8, bucket: u16 },
     /// The node that has this overlay address.
     Address(OverlayIp),
     /// The node of this name.
@@ -37,18 +39,20 @@ pub enum Key {
 }
 
 impl Key {
-    /// Where `signer` is found among the workers of `service` while they are spread over 2^`bits` buckets.
-    pub fn of_worker(service: ServiceName, bits: u8, signer: &NodeId) -> Key {
-        Key::Service { service, bits, bucket: bucket_of(signer, bits) }
+    /// Where `signer` is found among those who offer it while they are spread over 2^`bits` buckets.
+    pub fn of_worker(offer: Offer, bits: u8, signer: &NodeId) -> Key {
+        Key::Offer { offer, bits, bucket: bucket_of(signer, bits) }
     }
 
     pub fn to_bytes(&self) -> Vec<u8> {
         match self {
-            Key::Service { service, bits, bucket } => {
-                let mut bytes = vec![VERSION, SERVICE, *bits];
-                bytes.extend(bucket.to_be_bytes());
-                bytes.extend(service.as_str().as_bytes());
-                bytes
+            Key::Offer { offer, bits, bucket } => {
+                let (kind, rest): (u8, &[u8]) = match offer {
+                    Offer::Service(service) => (SERVICE, service.as_str().as_bytes()),
+                    Offer::Model(tag) => (MODEL, &tag.0),
+                    Offer::AnyModel => (ANY_MODEL, &[]),
+                };
+                [&[VERSION, kind, *bits], &bucket.to_be_bytes()[..], rest].concat()
             }
             Key::Address(OverlayIp(IpAddr::V4(address))) => [&[VERSION, ADDRESS], &address.octets()[..]].concat(),
             Key::Address(OverlayIp(IpAddr::V6(address))) => [&[VERSION, ADDRESS], &address.octets()[..]].concat(),
@@ -62,11 +66,16 @@ impl Key {
             return None;
         }
         match bytes {
-            [VERSION, SERVICE, bits, high, low, name @ ..] => {
+            [VERSION, kind @ (SERVICE | MODEL | ANY_MODEL), bits, high, low, rest @ ..] => {
                 let bucket = u16::from_be_bytes([*high, *low]);
-                let service = ServiceName::new(std::str::from_utf8(name).ok()?).ok()?;
-                (*bits <= MAX_BITS && u32::from(bucket) < 1 << bits).then_some(Key::Service {
-                    service,
+                let offer = match *kind {
+                    SERVICE => Offer::Service(ServiceName::new(std::str::from_utf8(rest).ok()?).ok()?),
+                    MODEL => Offer::Model(ModelTag(rest.try_into().ok()?)),
+                    _ if rest.is_empty() => Offer::AnyModel,
+                    _ => return None,
+                };
+                (*bits <= MAX_BITS && u32::from(bucket) < 1 << bits).then_some(Key::Offer {
+                    offer,
                     bits: *bits,
                     bucket,
                 })
@@ -104,9 +113,11 @@ mod tests {
         }
 
         #[test]
-        fn keys_survive_the_wire(name in "[a-z0-9][a-z0-9-]{0,30}[a-z0-9]", bits in 0u8..=MAX_BITS, id: [u8; 32], v4: [u8; 4], v6: [u8; 16]) {
+        fn keys_survive_the_wire(name in "[a-z0-9][a-z0-9-]{0,30}[a-z0-9]", bits in 0u8..=MAX_BITS, id: [u8; 32], tag: [u8; 8], v4: [u8; 4], v6: [u8; 16]) {
             let keys = [
-                Key::of_worker(ServiceName::new(&name).unwrap(), bits, &NodeId(id)),
+                Key::of_worker(Offer::Service(ServiceName::new(&name).unwrap()), bits, &NodeId(id)),
+                Key::of_worker(Offer::Model(ModelTag(tag)), bits, &NodeId(id)),
+                Key::of_worker(Offer::AnyModel, bits, &NodeId(id)),
                 Key::Address(OverlayIp(IpAddr::from(v4))),
                 Key::Address(OverlayIp(IpAddr::from(v6))),
                 Key::Name(NodeName::new(&name).unwrap()),

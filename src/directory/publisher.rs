@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wiremesh_certs::{NodeId, NodeRecord, ServiceName};
+use wiremesh_certs::{NodeId, NodeRecord};
 
 use super::{entry::Entry, key::Key, spread::Spread};
 
@@ -32,8 +32,9 @@ pub const RETRY_AT_MOST: Duration = Duration::from_secs(30);
 pub const WITHDRAWALS_AT_MOST: u32 = 4;
 /// After the table has changed this long is waited for further changes: members are often learnt of in bunches.
 pub const SETTLE_FOR: Duration = Duration::from_millis(100);
-/// Keys written at a time at most: all services of a record in two spreads, address, name, and some withdrawn ones.
-pub const MAX_PLACES: usize = 64;
+/// Keys written at a time at most: all services and models of a record and "any model" in two spreads, address, name,
+/// and some withdrawn ones.
+pub const MAX_PLACES: usize = 84;
 
 /// What the shell is to do.
 #[derive(Clone, Debug)]
@@ -108,7 +109,7 @@ impl Publisher {
         place.storers = closest;
         place.storers.truncate(STORERS);
         place.wanted = members.min(STORERS);
-        if matches!(key, Key::Service { .. }) && !place.storers.is_empty() && place.is_offered {
+        if matches!(key, Key::Offer { .. }) && !place.storers.is_empty() && place.is_offered {
             self.commands.push_back(Command::Count(key.clone()));
         }
         self.advance(now);
@@ -136,10 +137,10 @@ impl Publisher {
         self.advance(now);
     }
 
-    /// So many live entries are where ours is among the workers of a service.
+    /// So many live entries are where ours is among those who offer the same.
     pub fn on_count(&mut self, key: &Key, count: usize, now: Instant) {
-        let Key::Service { service, bits, .. } = key else { return };
-        if self.spread.on_count(service, *bits, count)
+        let Key::Offer { offer, bits, .. } = key else { return };
+        if self.spread.on_count(offer, *bits, count)
             && let Some(record) = self.record.clone()
         {
             self.publish(record, now);
@@ -201,16 +202,15 @@ impl Publisher {
         }
     }
 
-    /// Address, name, the first bucket of each service and, for a large one, its bucket among many.
+    /// Address, name, the first bucket of each service and model and, for a large one, its bucket among many.
     fn keys_of(&self, entry: &Entry) -> Vec<Key> {
         let mut keys = vec![Key::Address(entry.address()), Key::Name(entry.name().clone())];
-        let services: Vec<&ServiceName> = entry.record().services.iter().filter(|name| entry.offers(name)).collect();
-        for service in services {
-            keys.push(Key::of_worker(service.clone(), 0, &entry.id()));
-            let bits = self.spread.bits(service);
+        for offer in entry.record().claimed().into_iter().filter(|offer| entry.offers(offer)) {
+            let bits = self.spread.bits(&offer);
             if bits > 0 {
-                keys.push(Key::of_worker(service.clone(), bits, &entry.id()));
+                keys.push(Key::of_worker(offer.clone(), bits, &entry.id()));
             }
+            keys.push(Key::of_worker(offer, 0, &entry.id()));
         }
         keys
     }
@@ -235,7 +235,7 @@ impl Place {
     /// Whether a record that leads to its node as the last one did has to be written here.
     fn must_be_renewed(&self, key: &Key, now: Instant) -> bool {
         match key {
-            Key::Service { .. } => true,
+            Key::Offer { .. } => true,
             Key::Address(_) | Key::Name(_) => {
                 self.written_at.is_none_or(|at| now.saturating_duration_since(at) >= SAY_AGAIN_WHERE)
             }
@@ -251,7 +251,7 @@ fn says_the_same_place(one: &Entry, other: &Entry) -> bool {
 }
 
 fn offers_no_more(key: &Key, entry: &Entry) -> bool {
-    matches!(key, Key::Service { service, .. } if !entry.offers(service))
+    matches!(key, Key::Offer { offer, .. } if !entry.offers(offer))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Over how many buckets the workers of a service are spread, as one reader or writer has learnt it.
+//! Over how many buckets the workers of a service or model are spread, as one reader or writer has learnt it.
 //!
 //! A service starts with one bucket (no bits). Whoever finds a bucket nearly full goes one bit further, whoever finds
 //! one nearly empty comes one bit back. Every writer also keeps trying the first bucket, which therefore stays a full
@@ -6,30 +6,30 @@
 
 use std::collections::BTreeMap;
 
-use wiremesh_certs::ServiceName;
+use wiremesh_certs::Offer;
 
-use super::{fingers::MAX_SERVICES, key::MAX_BITS};
+use super::{fingers::MAX_OFFERS, key::MAX_BITS};
 
 /// A bucket with so many live entries is about to be full: its service is spread over twice as many.
 pub const SPLIT_AT: usize = 40;
 /// A bucket with fewer is joined with its neighbour. Well under half of [`SPLIT_AT`], so that a split is not undone.
 pub const JOIN_BELOW: usize = 10;
 
-/// Bits by service; a service that is not here has none.
+/// Bits by what is offered; what is not here has none.
 #[derive(Debug, Default)]
 pub struct Spread {
-    bits: BTreeMap<ServiceName, u8>,
+    bits: BTreeMap<Offer, u8>,
 }
 
 impl Spread {
-    /// Bits to read or write `service` with.
-    pub fn bits(&self, service: &ServiceName) -> u8 {
-        self.bits.get(service).copied().unwrap_or(0)
+    /// Bits to read or write `offer` with.
+    pub fn bits(&self, offer: &Offer) -> u8 {
+        self.bits.get(offer).copied().unwrap_or(0)
     }
 
-    /// A bucket of `service` at `bits` was seen to hold `count` live entries. True if that changed what is to be used.
-    pub fn on_count(&mut self, service: &ServiceName, bits: u8, count: usize) -> bool {
-        if bits != self.bits(service) {
+    /// A bucket of `offer` at `bits` was seen to hold `count` live entries. True if that changed what is to be used.
+    pub fn on_count(&mut self, offer: &Offer, bits: u8, count: usize) -> bool {
+        if bits != self.bits(offer) {
             return false;
         }
         let learnt = match count {
@@ -38,11 +38,11 @@ impl Spread {
             _ => bits,
         };
         if learnt == 0 {
-            self.bits.remove(service);
-        } else if self.bits.len() < MAX_SERVICES || self.bits.contains_key(service) {
-            self.bits.insert(service.clone(), learnt);
+            self.bits.remove(offer);
+        } else if self.bits.len() < MAX_OFFERS || self.bits.contains_key(offer) {
+            self.bits.insert(offer.clone(), learnt);
         }
-        self.bits(service) != bits
+        self.bits(offer) != bits
     }
 }
 
@@ -84,7 +84,7 @@ mod tests {
         assert_eq!(spread.bits(&ocr()), MAX_BITS);
     }
 
-    fn ocr() -> ServiceName {
-        ServiceName::new("ocr").unwrap()
+    fn ocr() -> Offer {
+        Offer::Service("ocr".parse().unwrap())
     }
 }

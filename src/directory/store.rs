@@ -21,9 +21,9 @@ use super::{
 pub const MAX_KEYS: usize = 8_192;
 /// Entries under all keys together, about 1 KiB each and shared between keys; beyond it new ones are refused.
 pub const MAX_STORED: usize = 16_384;
-/// Keys one signer may have entries under: sixteen services at two spreads each, address, name, and a few that a
-/// change of services left behind. No member can fill the store of another.
-pub const MAX_KEYS_PER_SIGNER: usize = 48;
+/// Keys one signer may have entries under: sixteen services, sixteen models and "any model" at two spreads each,
+/// address, name, and a few that a change of services left behind. No member can fill the store of another.
+pub const MAX_KEYS_PER_SIGNER: usize = 84;
 /// Nodes that may say an address or name is theirs: an old certificate of a name that was given on.
 pub const MAX_CLAIMANTS: usize = 4;
 
@@ -120,13 +120,13 @@ impl Store {
     /// Room for an entry of a signer who has none under `key` yet.
     fn make_room(&mut self, key: &Key, signer: &NodeId, now: UnixTime) -> Result<(), Rejected> {
         let limit = match key {
-            Key::Service { .. } => MAX_ENTRIES,
+            Key::Offer { .. } => MAX_ENTRIES,
             Key::Address(_) | Key::Name(_) => MAX_CLAIMANTS,
         };
         let entries = self.keys.get(key);
         if entries.is_some_and(|entries| entries.len() >= limit) {
             let replaceable = entries.into_iter().flatten().find(|(_, entry)| match key {
-                Key::Service { .. } => entry.is_over(key, now) || is_withdrawal(key, entry),
+                Key::Offer { .. } => entry.is_over(key, now) || is_withdrawal(key, entry),
                 // The latest claimants are the right ones: an address that was given on, and on.
                 Key::Address(_) | Key::Name(_) => true,
             });
@@ -161,9 +161,9 @@ pub fn check(key: &Key, entry: &Entry, now: UnixTime) -> Result<(), Rejected> {
     if !entry.belongs_under(key) {
         return Err(Rejected::WrongKey);
     }
-    if let Key::Service { service, .. } = key
-        && entry.record().services.contains(service)
-        && !entry.offers(service)
+    if let Key::Offer { offer, .. } = key
+        && entry.record().claims(offer)
+        && !entry.offers(offer)
     {
         return Err(Rejected::WrongKey);
     }
@@ -173,16 +173,16 @@ pub fn check(key: &Key, entry: &Entry, now: UnixTime) -> Result<(), Rejected> {
     Ok(())
 }
 
-/// Whether this is its signer's word that it offers the service of `key` no longer.
+/// Whether this is its signer's word that it offers what `key` is about no longer.
 fn is_withdrawal(key: &Key, entry: &Entry) -> bool {
-    matches!(key, Key::Service { service, .. } if !entry.record().services.contains(service))
+    matches!(key, Key::Offer { offer, .. } if !entry.record().claims(offer))
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use wiremesh_certs::{RevocationList, ServiceName};
+    use wiremesh_certs::{ModelTag, Offer, RevocationList, ServiceName};
 
     use super::*;
     use crate::directory::{
@@ -304,6 +304,23 @@ mod tests {
     }
 
     #[test]
+    fn who_serves_a_model_is_kept_under_it_if_its_certificate_allows_the_service() {
+        let (mesh, mut store) = (Mesh::new(), Stored::default());
+        let (free, limited) = (mesh.node(1), mesh.node_allowed(2, &["asr"]));
+        let under = |offer| Key::Offer { offer, bits: 0, bucket: 0 };
+
+        for key in [under(Offer::Model(ModelTag::of("llama"))), under(Offer::AnyModel)] {
+            store.put_under(&mesh, &key, &free.serving("llm", &["llama"], 1)).unwrap();
+            let refused = store.put_under(&mesh, &key, &limited.serving("llm", &["llama"], 1));
+            assert!(matches!(refused, Err(Rejected::WrongKey)));
+        }
+        let other = under(Offer::Model(ModelTag::of("mistral")));
+        store.put_under(&mesh, &other, &free.serving("llm", &["llama"], 1)).unwrap();
+
+        assert_eq!(store.store.len(), 2, "what was never offered takes no room");
+    }
+
+    #[test]
     fn one_signer_cannot_fill_the_store() {
         let (mesh, mut store) = (Mesh::new(), Stored::default());
         let node = mesh.node(1);
@@ -317,7 +334,7 @@ mod tests {
     }
 
     fn key(service: &str) -> Key {
-        Key::Service { service: ServiceName::new(service).unwrap(), bits: 0, bucket: 0 }
+        Key::Offer { offer: ServiceName::new(service).unwrap().into(), bits: 0, bucket: 0 }
     }
 
     #[derive(Default)]

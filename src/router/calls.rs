@@ -12,7 +12,7 @@
 //! restart empties; so its age is told with it, and the caller compares it with the age of its call.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, VecDeque, btree_map::Entry},
     str::FromStr,
     time::{Duration, Instant},
 };
@@ -87,8 +87,8 @@ impl Calls {
     /// then for how long we would know.
     pub fn ask(&mut self, call: CallId, now: Instant) -> (CallState, Duration) {
         self.forget_old(now);
-        if !self.known.contains_key(&call) {
-            self.known.insert(call, (CallState::NeverSeen, now));
+        if let Entry::Vacant(unknown) = self.known.entry(call) {
+            unknown.insert((CallState::NeverSeen, now));
             self.ended.push_back((now, call));
         }
         self.look(call, now)

@@ -21,6 +21,8 @@ pub const SESSION_ID: HeaderName = HeaderName::from_static("x-session-id");
 pub const EXECUTED: HeaderName = HeaderName::from_static("x-wiremesh-executed");
 /// Which call this is and who sent it into the mesh.
 pub const VIA: HeaderName = HeaderName::from_static("x-wiremesh-via");
+/// The model that a request is for, between agents: the first has read it from the body.
+pub const MODEL: HeaderName = HeaderName::from_static("x-wiremesh-model");
 /// The client's own `authorization`, while a proof stands in its place.
 pub const AUTHORIZATION: HeaderName = HeaderName::from_static("x-wiremesh-authorization");
 /// Names a request across machines and logs.

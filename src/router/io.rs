@@ -13,6 +13,7 @@ mod elsewhere;
 mod finish;
 mod heard;
 mod here;
+mod openai;
 mod outbound;
 mod outgoing;
 mod overlay;
@@ -41,7 +42,7 @@ use hyper_util::{
 };
 pub use overlay::CONNECT_TIMEOUT;
 use rand::{SeedableRng, rngs::SmallRng};
-pub use replay::REPLAY_BUFFER_BYTES;
+pub use replay::{ALL_AHEAD_BYTES, MAX_AHEAD_BYTES, REPLAY_BUFFER_BYTES};
 pub use serve::{MAX_CONNECTIONS, serve};
 use wiremesh_certs::NodeName;
 
@@ -101,6 +102,8 @@ impl Router {
                 budget: Mutex::new(Budget::new(clock::now())),
                 rng: Mutex::new(SmallRng::seed_from_u64(parts.seed)),
                 counters: Counters::default(),
+                models: openai::Models::default(),
+                peeks: openai::room(),
                 parts,
             }),
         })
@@ -156,6 +159,10 @@ struct Shared {
     budget: Mutex<Budget>,
     rng: Mutex<SmallRng>,
     counters: Counters,
+    /// What others serve, as they said a moment ago.
+    models: openai::Models,
+    /// Room for what is read ahead of bodies.
+    peeks: Arc<tokio::sync::Semaphore>,
 }
 
 impl Shared {

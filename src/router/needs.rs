@@ -1,7 +1,11 @@
-//! What a request asks for, read from its first line and headers alone.
+//! What a request asks for, read from its first line and headers; the model it names comes from its body.
+
+use std::fmt;
 
 use http::{Method, uri::PathAndQuery};
-use wiremesh_certs::ServiceName;
+use wiremesh_certs::{Offer, ServiceName};
+
+use super::openai::ModelName;
 
 /// Where services are found in the HTTP API.
 const PREFIX: &str = "/service/";
@@ -20,11 +24,52 @@ pub enum BadPath {
     Escape,
 }
 
+/// Who has to answer a request.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Target {
+    /// Whoever offers the service.
+    Service(ServiceName),
+    /// Whoever serves the model, by whichever service.
+    Model(ModelName),
+}
+
+impl Target {
+    /// What workers are looked for by.
+    pub fn offer(&self) -> Offer {
+        match self {
+            Target::Service(service) => Offer::Service(service.clone()),
+            Target::Model(model) => Offer::Model(model.tag()),
+        }
+    }
+
+    /// The name alone.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Target::Service(service) => service.as_str(),
+            Target::Model(model) => model.as_str(),
+        }
+    }
+
+    /// What it is the name of, as a field of errors and logs.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Target::Service(_) => "service",
+            Target::Model(_) => "model",
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the {} {}", self.kind(), self.as_str())
+    }
+}
+
 /// What a request asks for.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Needs {
     /// Who has to answer.
-    pub service: ServiceName,
+    pub target: Target,
     /// What the upstream gets to see: path and query, without the service.
     pub path: PathAndQuery,
     /// Whether executing it twice does no more than executing it once (RFC 9110, 9.2.2).
@@ -36,6 +81,12 @@ impl Needs {
     pub fn of(method: &Method, path: &PathAndQuery) -> Option<Result<Needs, BadPath>> {
         let rest = path.as_str().strip_prefix(PREFIX)?;
         Some(Needs::of_rest(method, path, rest))
+    }
+
+    /// Of a request of the OpenAI face: the upstream gets to see all of the path.
+    pub fn of_model(method: &Method, path: &PathAndQuery, model: ModelName) -> Result<Needs, BadPath> {
+        check(path.path())?;
+        Ok(Needs { target: Target::Model(model), path: path.clone(), repeatable: is_idempotent(method) })
     }
 
     fn of_rest(method: &Method, whole: &PathAndQuery, rest: &str) -> Result<Needs, BadPath> {
@@ -53,7 +104,11 @@ impl Needs {
             PathAndQuery::try_from(format!("/{tail}"))
         };
         debug_assert!(path.is_ok(), "part of a valid path is valid: {whole}");
-        Ok(Needs { service, path: path.map_err(|_| BadPath::Escape)?, repeatable: is_idempotent(method) })
+        Ok(Needs {
+            target: Target::Service(service),
+            path: path.map_err(|_| BadPath::Escape)?,
+            repeatable: is_idempotent(method),
+        })
     }
 }
 
@@ -111,7 +166,7 @@ mod tests {
         ] {
             let needs = needs(path).unwrap().unwrap();
 
-            assert_eq!((needs.service.as_str(), needs.path.as_str()), ("ocr", upstream));
+            assert_eq!((needs.target.as_str(), needs.path.as_str()), ("ocr", upstream));
         }
     }
 

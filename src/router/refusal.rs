@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use http::StatusCode;
 use serde_json::json;
-use wiremesh_certs::ServiceName;
 
-use super::{BadPath, headers::MAX_HEADER_BYTES};
+use super::{BadModel, BadPath, ModelName, Target, headers::MAX_HEADER_BYTES};
 
 /// When to ask again for a service nobody offers: workers join all the time.
 const MISSING_FOR: Duration = Duration::from_secs(5);
@@ -37,12 +36,23 @@ impl Executed {
 pub enum Refusal {
     /// Nobody offers the service.
     #[error("nobody offers the service {0}")]
-    ServiceNotFound(ServiceName),
+    ServiceNotFound(wiremesh_certs::ServiceName),
+    /// Nobody serves the model; these are served.
+    #[error("nobody serves the model {model}{}", also(nearby))]
+    ModelNotFound {
+        /// What was asked for.
+        model: ModelName,
+        /// Names like it.
+        nearby: Vec<ModelName>,
+    },
+    /// The request does not say which model.
+    #[error(transparent)]
+    Model(#[from] BadModel),
     /// Some are known to offer it, none was reached.
-    #[error("no worker that offers {service} could be reached: {why}")]
+    #[error("no worker for {target} could be reached: {why}")]
     NobodyReached {
         /// What was asked for.
-        service: ServiceName,
+        target: Target,
         /// How the last attempt ended.
         why: String,
     },
@@ -98,11 +108,11 @@ impl Refusal {
             Refusal::Interrupted(_) => StatusCode::BAD_GATEWAY,
             Refusal::Duplicate => StatusCode::CONFLICT,
             Refusal::HopLimit => StatusCode::LOOP_DETECTED,
-            Refusal::Path(_) | Refusal::Header(_) => StatusCode::BAD_REQUEST,
+            Refusal::Path(_) | Refusal::Header(_) | Refusal::Model(_) => StatusCode::BAD_REQUEST,
             Refusal::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Refusal::NoProof(_) | Refusal::NoKey => StatusCode::UNAUTHORIZED,
             Refusal::Forbidden(_) => StatusCode::FORBIDDEN,
-            Refusal::NotFound => StatusCode::NOT_FOUND,
+            Refusal::NotFound | Refusal::ModelNotFound { .. } => StatusCode::NOT_FOUND,
             Refusal::Method => StatusCode::METHOD_NOT_ALLOWED,
         }
     }
@@ -111,6 +121,8 @@ impl Refusal {
     pub fn kind(&self) -> &'static str {
         match self {
             Refusal::ServiceNotFound(_) => "service_not_found",
+            Refusal::ModelNotFound { .. } => "model_not_found",
+            Refusal::Model(bad) => bad.kind(),
             Refusal::NobodyReached { .. } => "no_worker_reached",
             Refusal::Full(_) => "overloaded",
             Refusal::Interrupted(_) => "upstream_interrupted",
@@ -152,16 +164,31 @@ impl Refusal {
         let mut error = json!({
             "type": self.kind(),
             "message": self.to_string(),
+            // What clients of OpenAI's API read.
+            "code": self.kind(),
+            "param": matches!(self, Refusal::Model(_) | Refusal::ModelNotFound { .. }).then_some("model"),
             "request_id": request_id,
             "executed": self.executed().as_str(),
         });
         if let Some(seconds) = self.retry_after_secs() {
             error["retry_after"] = seconds.into();
         }
-        if let Refusal::ServiceNotFound(service) | Refusal::NobodyReached { service, .. } = self {
-            error["service"] = service.as_str().into();
+        match self {
+            Refusal::ServiceNotFound(service) => error["service"] = service.as_str().into(),
+            Refusal::NobodyReached { target, .. } => error[target.kind()] = target.as_str().into(),
+            // As OpenAI says it; the `code` tells them apart.
+            Refusal::ModelNotFound { .. } | Refusal::Model(_) => error["type"] = "invalid_request_error".into(),
+            _ => {}
         }
         json!({ "error": error }).to_string()
+    }
+}
+
+/// What is served instead, as the end of a sentence.
+fn also(nearby: &[ModelName]) -> String {
+    match nearby {
+        [] => String::new(),
+        names => format!("; served are {}", names.iter().map(ModelName::as_str).collect::<Vec<_>>().join(", ")),
     }
 }
 
@@ -171,10 +198,16 @@ mod tests {
 
     #[test]
     fn the_error_table() {
-        let ocr = || ServiceName::new("ocr").unwrap();
+        let ocr = || "ocr".parse::<wiremesh_certs::ServiceName>().unwrap();
         for (refusal, status, kind, executed, retry) in [
             (Refusal::ServiceNotFound(ocr()), 503, "service_not_found", "no", true),
-            (Refusal::NobodyReached { service: ocr(), why: String::new() }, 503, "no_worker_reached", "no", true),
+            (
+                Refusal::NobodyReached { target: Target::Service(ocr()), why: String::new() },
+                503,
+                "no_worker_reached",
+                "no",
+                true,
+            ),
             (Refusal::Full(Duration::from_millis(2500)), 429, "overloaded", "no", true),
             (Refusal::Interrupted(String::new()), 502, "upstream_interrupted", "unknown", false),
             (Refusal::Duplicate, 409, "duplicate_call", "unknown", false),
@@ -188,10 +221,27 @@ mod tests {
 
             assert_eq!((refusal.status().as_u16(), refusal.kind()), (status, kind));
             assert_eq!(body["error"]["type"], kind);
+            assert_eq!(body["error"]["code"], kind);
             assert_eq!(body["error"]["request_id"], "r-1");
             assert_eq!(body["error"]["executed"], executed);
             assert_eq!(body["error"].get("retry_after").is_some(), retry, "{kind}");
         }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_model_is_told_as_clients_of_openai_expect_it() {
+        let name = |text| ModelName::new(text).unwrap();
+        let unknown = Refusal::ModelNotFound { model: name("llama"), nearby: vec![name("llama-3"), name("qwen")] };
+        let body: serde_json::Value = serde_json::from_str(&unknown.body("r-1")).unwrap();
+
+        assert_eq!(unknown.status(), 404);
+        assert_eq!(
+            body["error"],
+            json!({"type": "invalid_request_error", "code": "model_not_found", "param": "model",
+                   "message": "nobody serves the model llama; served are llama-3, qwen",
+                   "request_id": "r-1", "executed": "no"})
+        );
+        assert_eq!(Refusal::Model(BadModel::Missing).status(), 400);
     }
 
     #[test]

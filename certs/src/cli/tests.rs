@@ -451,6 +451,7 @@ fn record() -> NodeRecord {
         load: Load::default(),
         tunnel_url: None,
         overlay: true,
+        models: Vec::new(),
     }
 }
 

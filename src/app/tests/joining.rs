@@ -15,13 +15,13 @@ async fn a_machine_joins_with_a_token_reports_and_is_found() {
 
     assert_eq!(member.verified.address().to_string(), "10.42.0.2");
     assert_eq!(member.verified.groups()[0].as_str(), "gpu");
-    let workers = other.client.discover(&service("ocr")).await.unwrap();
+    let workers = other.client.discover(&service("ocr").into()).await.unwrap();
     assert_eq!(workers[0].worker_id.as_str(), "alpha");
     assert_eq!(workers[0].capabilities["cpu_cores"], 4);
     assert_eq!(workers[0].load, 0.25);
     let opened = other.trust.current().open(&workers[0].record, clock::unix()).unwrap();
     assert_eq!(opened.by.id(), member.identity.id());
-    assert!(other.client.discover(&service("nothing")).await.unwrap().is_empty());
+    assert!(other.client.discover(&service("nothing").into()).await.unwrap().is_empty());
     let seeds = other.client.bootstrap().await.unwrap();
     assert_eq!((seeds.len(), seeds[0].dht_port), (1, 8468));
     assert!(other.client.node(&name("alpha")).await.unwrap().is_some());
@@ -29,7 +29,7 @@ async fn a_machine_joins_with_a_token_reports_and_is_found() {
     assert!(other.client.node(&name("nobody")).await.unwrap().is_none());
 
     alpha.stop().await;
-    assert!(other.client.discover(&service("ocr")).await.unwrap().is_empty(), "who leaves is gone at once");
+    assert!(other.client.discover(&service("ocr").into()).await.unwrap().is_empty(), "who leaves is gone at once");
     beta.stop().await;
 }
 

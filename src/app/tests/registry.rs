@@ -36,7 +36,7 @@ async fn a_coordinator_that_restarts_has_lost_nobody() {
 
     mesh.restart().await;
 
-    let workers = member.client.discover(&service("ocr")).await.unwrap();
+    let workers = member.client.discover(&service("ocr").into()).await.unwrap();
     assert_eq!(workers[0].worker_id.as_str(), "alpha");
     assert_eq!(workers[0].capabilities["cpu_cores"], 4);
     let (health, _) = mesh.get("/health", None).await;

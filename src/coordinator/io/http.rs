@@ -50,6 +50,7 @@ pub fn public(shared: Arc<Shared>) -> Router {
         .route("/api/dht/bootstrap", get(discovery::bootstrap))
         .route("/api/services/list", get(discovery::services))
         .route("/api/services/discover/{service}", get(discovery::discover))
+        .route("/api/models/discover/{model}", get(discovery::discover_model))
         .route("/api/nodes/{node}", get(discovery::node))
         .route("/api/revocations", get(discovery::revocations));
     finish(routes, shared)

@@ -79,6 +79,7 @@ impl Mesh {
             load: Load::from_share(load),
             tunnel_url: None,
             overlay: true,
+            models: Vec::new(),
         };
         self.trust.open(&Signed::sign(&record, &node.key, &node.chain).unwrap(), T0).unwrap()
     }
@@ -95,7 +96,7 @@ impl Mesh {
     }
 
     fn found(&self, name: &str, now: UnixTime) -> Vec<String> {
-        let workers = self.registry.discover(&service(name), now);
+        let workers = self.registry.discover(&service(name).into(), now);
         workers.into_iter().map(|worker| worker.worker_id.to_string()).collect()
     }
 }
@@ -166,7 +167,7 @@ fn a_newer_record_wins_and_an_older_one_still_shows_life() {
 
     mesh.registry.handle_heartbeat(&node.verified, older, after(45)).unwrap();
 
-    let workers = mesh.registry.discover(&service("ocr"), after(60));
+    let workers = mesh.registry.discover(&service("ocr").into(), after(60));
     assert_eq!(workers.len(), 1);
     assert_eq!(workers[0].load, 0.2);
     assert_eq!(workers[0].last_heartbeat, after(45));
@@ -333,8 +334,8 @@ fn silence_while_the_coordinator_was_down_is_not_held_against_anybody() {
     restarted.restore(record, None, 8468, T0, deaf).unwrap();
 
     let up_at = after(3605);
-    assert_eq!(restarted.discover(&service("ocr"), up_at).len(), 1);
-    assert_eq!(restarted.discover(&service("ocr"), after(3630)).len(), 0);
+    assert_eq!(restarted.discover(&service("ocr").into(), up_at).len(), 1);
+    assert_eq!(restarted.discover(&service("ocr").into(), after(3630)).len(), 0);
     assert!(restarted.take_dirty(100).is_empty());
 }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use rand::{Rng, seq::SliceRandom};
-use wiremesh_certs::{NodeId, NodeName, NodeRecord, OverlayIp, ServiceName, Signed, UnixTime};
+use wiremesh_certs::{NodeId, NodeName, NodeRecord, Offer, OverlayIp, ServiceName, Signed, UnixTime};
 
 use super::{MISSED_INTERVALS, Member, Presence, Registry};
 use crate::{
@@ -42,9 +42,9 @@ impl NodeKey {
 }
 
 impl Registry {
-    /// Healthy workers for `service`, the least busy first, at most [`MAX_DISCOVERED`].
-    pub fn discover(&self, service: &ServiceName, now: UnixTime) -> Vec<Worker> {
-        let Some(workers) = self.by_service.get(service) else { return Vec::new() };
+    /// Healthy workers that offer it, the least busy first, at most [`MAX_DISCOVERED`].
+    pub fn discover(&self, offer: &Offer, now: UnixTime) -> Vec<Worker> {
+        let Some(workers) = self.by_offer.get(offer) else { return Vec::new() };
         let mut found: Vec<_> = workers.iter().filter_map(|id| self.healthy(id, now)).collect();
         found.sort_by_key(|(member, presence)| (presence.record.load, &member.name));
         found.truncate(MAX_DISCOVERED);
@@ -68,11 +68,15 @@ impl Registry {
         catalog: &BTreeMap<ServiceName, CatalogEntry>,
         now: UnixTime,
     ) -> BTreeMap<ServiceName, ServiceSummary> {
-        let names: BTreeSet<_> = self.by_service.keys().chain(catalog.keys()).collect();
+        let offered = self.by_offer.keys().filter_map(|offer| match offer {
+            Offer::Service(service) => Some(service),
+            Offer::Model(_) | Offer::AnyModel => None,
+        });
+        let names: BTreeSet<_> = offered.chain(catalog.keys()).collect();
         names
             .into_iter()
             .filter_map(|name| {
-                let workers = self.by_service.get(name);
+                let workers = self.by_offer.get(&Offer::Service(name.clone()));
                 let healthy_workers =
                     workers.map_or(0, |workers| workers.iter().filter(|id| self.healthy(id, now).is_some()).count());
                 let entry = catalog.get(name);

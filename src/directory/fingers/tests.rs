@@ -144,17 +144,21 @@ fn a_withdrawal_in_an_answer_wins_over_an_older_offer_in_it() {
 fn memory_is_bounded() {
     let mut asker = Asker::new();
 
-    for n in 0..MAX_SERVICES + 10 {
+    for n in 0..MAX_OFFERS + 10 {
         asker.now += SECOND;
-        asker.fingers.ask(&ServiceName::new(&format!("s{n}")).unwrap(), T0, asker.now);
+        asker.fingers.ask(&offer(&format!("s{n}")), T0, asker.now);
     }
 
-    assert_eq!(asker.fingers.services.len(), MAX_SERVICES);
-    assert!(!asker.fingers.services.contains_key(&ServiceName::new("s0").unwrap()), "the oldest is out");
+    assert_eq!(asker.fingers.offers.len(), MAX_OFFERS);
+    assert!(!asker.fingers.offers.contains_key(&offer("s0")), "the oldest is out");
 }
 
-fn ocr() -> ServiceName {
-    ServiceName::new("ocr").unwrap()
+fn ocr() -> Offer {
+    offer("ocr")
+}
+
+fn offer(service: &str) -> Offer {
+    Offer::Service(service.parse().unwrap())
 }
 
 /// Someone who asks for one service, with time in hand.

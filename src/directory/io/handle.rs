@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::Serialize;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
-use wiremesh_certs::{Chain, NodeId, NodeName, NodeRecord, OverlayIp, ServiceName, Signed};
+use wiremesh_certs::{Chain, NodeId, NodeName, NodeRecord, Offer, OverlayIp, Signed};
 
 use super::{
     lookups::{Search, Why},
@@ -44,12 +44,12 @@ impl Handle {
         Handle { shared, credentials, table, searches }
     }
 
-    /// Who offers `service`: from memory at once, or found out. `None` if nobody does. Our own record is among the
-    /// workers if we offer it.
+    /// Who offers it: from memory at once, or found out. `None` if nobody does. Our own record is among the
+    /// workers if we do.
     ///
     /// **Invariant:** nobody whose certificate is revoked or over is in an answer, however fresh the memory of it is.
-    pub async fn find(&self, service: &ServiceName) -> Option<Answer> {
-        let mut answer = self.find_anyone(service).await?;
+    pub async fn find(&self, offer: &Offer) -> Option<Answer> {
+        let mut answer = self.find_anyone(offer).await?;
         let (trust, unix) = (self.shared.trust.current(), clock::unix());
         answer.workers.retain(|entry| entry.is_believed(&trust, unix));
         (!answer.workers.is_empty()).then_some(answer)
@@ -60,10 +60,10 @@ impl Handle {
         self.shared.sweep();
     }
 
-    async fn find_anyone(&self, service: &ServiceName) -> Option<Answer> {
+    async fn find_anyone(&self, offer: &Offer) -> Option<Answer> {
         let (asked, told, wait) = {
             let mut memory = self.shared.memory();
-            let asked = memory.fingers.ask(service, clock::unix(), clock::now());
+            let asked = memory.fingers.ask(offer, clock::unix(), clock::now());
             let (told, wait) = match &asked {
                 Asked::Wait(lookup) => (None, memory.lookups.get(lookup).cloned()),
                 Asked::Look(lookup) | Asked::Now(_, Some(lookup)) => {
@@ -77,12 +77,12 @@ impl Handle {
         };
         match (asked, told) {
             (Asked::Now(answer, Some(lookup)), Some(told)) => {
-                self.search_service(service, lookup, Why::Refresh, told);
+                self.search_offer(offer, lookup, Why::Refresh, told);
                 Some(answer)
             }
             (Asked::Now(answer, _), _) => Some(answer),
             (Asked::Look(lookup), Some(told)) => {
-                self.search_service(service, lookup, Why::Asked, told);
+                self.search_offer(offer, lookup, Why::Asked, told);
                 end_of(wait?).await
             }
             (Asked::Wait(_) | Asked::Look(_), _) => end_of(wait?).await,
@@ -90,9 +90,9 @@ impl Handle {
         }
     }
 
-    /// This worker failed at this service: it is not offered again until it has published a later record.
-    pub fn forget(&self, service: &ServiceName, worker: &NodeId) {
-        self.shared.memory().fingers.forget(service, worker, clock::now());
+    /// This worker failed at this: it is not offered again until it has published a later record.
+    pub fn forget(&self, offer: &Offer, worker: &NodeId) {
+        self.shared.memory().fingers.forget(offer, worker, clock::now());
     }
 
     /// The record of the member with this overlay address: from memory at once, or found out.
@@ -225,20 +225,14 @@ impl Handle {
         }
     }
 
-    fn search_service(
-        &self,
-        service: &ServiceName,
-        lookup: LookupId,
-        why: Why,
-        told: watch::Sender<Option<Option<Answer>>>,
-    ) {
-        let search = Search::Service { service: service.clone(), lookup, why, told };
+    fn search_offer(&self, offer: &Offer, lookup: LookupId, why: Why, told: watch::Sender<Option<Option<Answer>>>) {
+        let search = Search::Offer { offer: offer.clone(), lookup, why, told };
         if let Err(error) = self.searches.try_send(search) {
-            let Search::Service { told, .. } = error.into_inner() else { return };
+            let Search::Offer { told, .. } = error.into_inner() else { return };
             let (unix, now) = (clock::unix(), clock::now());
             let mut memory = self.shared.memory();
             memory.lookups.remove(&lookup);
-            let answer = memory.fingers.on_outcome(service, lookup, Outcome::Unreachable, unix, now);
+            let answer = memory.fingers.on_outcome(offer, lookup, Outcome::Unreachable, unix, now);
             told.send_replace(Some(answer));
         }
     }

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::sync::{mpsc, watch};
-use wiremesh_certs::{NodeRecord, ServiceName, Signed};
+use wiremesh_certs::{NodeRecord, Offer, Signed};
 
 use super::{
     Discover,
@@ -34,8 +34,8 @@ const MAX_DISCOVERED: usize = 256;
 
 /// What to search for, and where to tell the end.
 pub enum Search {
-    /// The workers of a service.
-    Service { service: ServiceName, lookup: LookupId, why: Why, told: watch::Sender<Option<Option<Answer>>> },
+    /// The workers of a service or model.
+    Offer { offer: Offer, lookup: LookupId, why: Why, told: watch::Sender<Option<Option<Answer>>> },
     /// A member's record.
     Member { sought: Sought, told: watch::Sender<Option<Option<Entry>>> },
 }
@@ -76,16 +76,16 @@ impl Lookups {
 
     async fn search(&self, search: Search) {
         match search {
-            Search::Service { service, lookup, why, told } => {
-                let (outcome, more) = self.find(&service, why).await;
+            Search::Offer { offer, lookup, why, told } => {
+                let (outcome, more) = self.find(&offer, why).await;
                 let (unix, now) = (clock::unix(), clock::now());
                 let answer = {
                     let mut memory = self.shared.memory();
                     memory.lookups.remove(&lookup);
-                    memory.fingers.on_outcome(&service, lookup, outcome, unix, now)
+                    memory.fingers.on_outcome(&offer, lookup, outcome, unix, now)
                 };
                 let _ = told.send(Some(answer));
-                self.take_more(&service, more).await;
+                self.take_more(&offer, more).await;
             }
             Search::Member { sought, told } => {
                 let found = self.resolve(&sought).await;
@@ -101,13 +101,13 @@ impl Lookups {
         }
     }
 
-    /// The workers of a service, and where later answers of the table will come from.
-    async fn find(&self, service: &ServiceName, why: Why) -> (Outcome, Option<mpsc::Receiver<Progress>>) {
+    /// The workers of a service or model, and where later answers of the table will come from.
+    async fn find(&self, offer: &Offer, why: Why) -> (Outcome, Option<mpsc::Receiver<Progress>>) {
         let mut local = Outcome::Unreachable;
         if self.table.is_some() {
             self.count(Source::Dht, why);
-            let (found, more) = self.find_in_table(service).await;
-            let is_offered = found.entries.iter().any(|entry| entry.offers(service));
+            let (found, more) = self.find_in_table(offer).await;
+            let is_offered = found.entries.iter().any(|entry| entry.offers(offer));
             if found.was_answered && is_offered {
                 return (Outcome::Found(found.entries, Source::Dht), more);
             }
@@ -119,7 +119,7 @@ impl Lookups {
             }
         }
         self.count(Source::Http, why);
-        let outcome = match self.discover(service).await {
+        let outcome = match self.discover(offer).await {
             Some(discovered) if !discovered.is_empty() => {
                 let local = if let Outcome::Found(entries, _) = local { entries } else { Vec::new() };
                 let others = discovered.iter().any(|entry| !local.iter().any(|known| known.id() == entry.id()));
@@ -132,17 +132,17 @@ impl Lookups {
         (outcome, None)
     }
 
-    /// One bucket of the service; where it is empty the first one, which always has a sample.
-    async fn find_in_table(&self, service: &ServiceName) -> (Progress, Option<mpsc::Receiver<Progress>>) {
-        let bits = self.shared.memory().spread.bits(service);
+    /// One bucket of it; where it is empty the first one, which always has a sample.
+    async fn find_in_table(&self, offer: &Offer) -> (Progress, Option<mpsc::Receiver<Progress>>) {
+        let bits = self.shared.memory().spread.bits(offer);
         let mut any_answered = false;
         for bits in if bits == 0 { vec![0] } else { vec![bits, 0] } {
             // Readers spread over the buckets as writers do.
             let bucket = bucket_of(&self.shared.anybody(), bits);
-            let (progress, more) = self.get(Key::Service { service: service.clone(), bits, bucket }).await;
-            let live = progress.entries.iter().filter(|entry| entry.offers(service)).count();
+            let (progress, more) = self.get(Key::Offer { offer: offer.clone(), bits, bucket }).await;
+            let live = progress.entries.iter().filter(|entry| entry.offers(offer)).count();
             if progress.was_answered {
-                self.shared.memory().spread.on_count(service, bits, live);
+                self.shared.memory().spread.on_count(offer, bits, live);
             }
             any_answered |= progress.was_answered;
             if live > 0 || bits == 0 {
@@ -203,28 +203,28 @@ impl Lookups {
     }
 
     /// What other storers knew, after the question has been answered.
-    async fn take_more(&self, service: &ServiceName, more: Option<mpsc::Receiver<Progress>>) {
+    async fn take_more(&self, offer: &Offer, more: Option<mpsc::Receiver<Progress>>) {
         let Some(mut more) = more else { return };
         if let Some(rest) = more.recv().await {
             let (unix, now) = (clock::unix(), clock::now());
-            self.shared.memory().fingers.on_more(service, &rest.entries, unix, now);
+            self.shared.memory().fingers.on_more(offer, &rest.entries, unix, now);
         }
     }
 
     /// The coordinator's answer; none if it gave none.
-    async fn discover(&self, service: &ServiceName) -> Option<Vec<Entry>> {
-        let asked = tokio::time::timeout(HTTP_DEADLINE, self.discover.discover(service)).await;
+    async fn discover(&self, offer: &Offer) -> Option<Vec<Entry>> {
+        let asked = tokio::time::timeout(HTTP_DEADLINE, self.discover.discover(offer)).await;
         let records: Vec<Signed<NodeRecord>> = match asked.map_err(anyhow::Error::from).and_then(|answer| answer) {
             Ok(records) => records,
             Err(error) => {
-                tracing::debug!(%service, "asking the coordinator: {error:#}");
+                tracing::debug!(%offer, "asking the coordinator: {error:#}");
                 return None;
             }
         };
         let now = clock::unix();
         let opened = records.iter().take(MAX_DISCOVERED).filter_map(|record| self.shared.open(record).ok());
         let learnt: Vec<Entry> = opened.map(|entry| self.shared.learn(&entry)).collect();
-        Some(learnt.into_iter().filter(|entry| entry.offers(service) && !entry.is_expired(now)).collect())
+        Some(learnt.into_iter().filter(|entry| entry.offers(offer) && !entry.is_expired(now)).collect())
     }
 
     fn count(&self, source: Source, why: Why) {

@@ -82,7 +82,7 @@ impl Sought {
     /// Whose record is kept under this key, if it is one member's.
     pub fn of(key: &Key) -> Option<Sought> {
         match key {
-            Key::Service { .. } => None,
+            Key::Offer { .. } => None,
             Key::Address(address) => Some(Sought::Address(*address)),
             Key::Name(name) => Some(Sought::Name(name.clone())),
         }

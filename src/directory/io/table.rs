@@ -56,9 +56,9 @@ const MAX_QUERIES: usize = 256;
 pub const MAX_ORDERS: usize = 256;
 /// Protocol negotiations a member may have open on one connection.
 const MAX_NEGOTIATING: usize = 64;
-/// A connection is kept this long after it was last used: longer than the time between two publications, which then
-/// find their storers connected. Both sides count, and whoever is first tells the other.
-const IDLE_CONNECTION: Duration = Duration::from_secs(90);
+/// A connection is kept this long after it was last used: longer than the time until a node that offers nothing says
+/// again where it is, and so finds its storers connected. Who lost them all would have to join again. Both sides count, and whoever is first tells the other.
+const IDLE_CONNECTION: Duration = Duration::from_secs(180);
 /// The longest time until our connections have said goodbye.
 const GOODBYE: Duration = Duration::from_millis(300);
 

@@ -214,10 +214,8 @@ async fn a_connection_ends_with_its_certificate_and_a_new_one_needs_no_restart()
     let renewed = lab.mesh.renew(&b.node);
     b.handle.set_chain(&renewed.chain).unwrap();
     b.handle.publish(&renewed.sign(&["asr"], 9_000, clock::unix().plus(LIFE))).unwrap();
-    eventually("a hears of it", || {
-        a.handle.known(b.node.address()).is_some_and(|entry| entry.record().services == [service("asr")])
-    })
-    .await;
+    eventually("a hears of it", || a.handle.known(b.node.address()).is_some_and(|entry| entry.offers(&service("asr"))))
+        .await;
     tokio::time::sleep(Duration::from_secs(11)).await;
 
     let found = a.find("asr").await;
@@ -352,8 +350,8 @@ async fn a_dozen_members_know_all_workers() {
     assert!(last.status().average_lookup_ms.is_some());
 }
 
-fn service(name: &str) -> ServiceName {
-    ServiceName::new(name).unwrap()
+fn service(name: &str) -> Offer {
+    Offer::Service(name.parse().unwrap())
 }
 
 async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
@@ -383,7 +381,7 @@ struct Member {
 /// Tells what it was told.
 #[derive(Default)]
 struct Coordinator {
-    workers: Mutex<Vec<(ServiceName, Signed<NodeRecord>)>>,
+    workers: Mutex<Vec<(Offer, Signed<NodeRecord>)>>,
     asked: AtomicUsize,
 }
 
@@ -470,10 +468,10 @@ impl Member {
 }
 
 impl Discover for Coordinator {
-    fn discover<'a>(&'a self, service: &'a ServiceName) -> BoxFuture<'a, anyhow::Result<Vec<Signed<NodeRecord>>>> {
+    fn discover<'a>(&'a self, offer: &'a Offer) -> BoxFuture<'a, anyhow::Result<Vec<Signed<NodeRecord>>>> {
         self.asked.fetch_add(1, Ordering::Relaxed);
         let workers = self.workers.lock().unwrap();
-        let offering = workers.iter().filter(|(name, _)| name == service).map(|(_, record)| record.clone());
+        let offering = workers.iter().filter(|(offered, _)| offered == offer).map(|(_, record)| record.clone());
         let offering: Vec<_> = offering.collect();
         async move { Ok(offering) }.boxed()
     }

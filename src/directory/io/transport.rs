@@ -46,7 +46,7 @@ pub const MAX_HANDSHAKES: usize = 32;
 /// A connection on which nothing came for this long is gone. Longer than the swarm's own limit for unused ones, which
 /// says goodbye: without that both sides would let it time out at the same moment, and requests would fall between. No
 /// keep-alive: a contact costs nothing while it is not needed.
-pub const IDLE_TIMEOUT: Duration = Duration::from_secs(110);
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(220);
 /// Streams the other side may have open at a time; further ones wait.
 pub const MAX_STREAMS: u32 = 256;
 /// Until the path has been measured. Small, so that a lost first packet is repeated within 150 ms and not 1 s.

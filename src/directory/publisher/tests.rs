@@ -129,12 +129,27 @@ fn what_is_published_while_a_write_is_under_way_is_written_after_it() {
 #[test]
 fn a_full_bucket_makes_the_writer_spread() {
     let (node, mut publisher) = published(8);
-    let first = Key::of_worker(ServiceName::new("ocr").unwrap(), 0, &node.id());
+    let first = Key::of_worker(wiremesh_certs::Offer::Service("ocr".parse().unwrap()), 0, &node.id());
 
     publisher.on_count(&first, SPLIT_AT, t0());
     find_all(&mut publisher, 8);
 
     assert_eq!(write_all(&mut publisher, usize::MAX), 2, "both spreads");
+}
+
+#[test]
+fn a_record_is_written_under_each_of_its_models_and_under_any() {
+    let (node, mut publisher) = (Mesh::new().node(1), Publisher::default());
+
+    publisher.publish(node.serving("llm", &["llama", "mistral"], 1), t0());
+    let found = find_all(&mut publisher, 3);
+    let written = write_all(&mut publisher, usize::MAX);
+    publisher.publish(node.serving("llm", &["llama"], 2), t0());
+
+    assert_eq!((found, written), (6, 6), "address, name, service, two models, any model");
+    assert_eq!(write_all(&mut publisher, usize::MAX), 4, "service, model, any model; what is gone is withdrawn");
+    publisher.publish(node.serving("llm", &["llama"], 3), t0());
+    assert_eq!(write_all(&mut publisher, usize::MAX), 3);
 }
 
 fn published(storers: u8) -> (Node, Publisher) {

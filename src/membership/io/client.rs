@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use reqwest::Method;
 use serde::{Serialize, de::DeserializeOwned};
 use wiremesh_certs::{
-    IdentityKey, NodeName, NodeRecord, ServiceName, Signed, SignedRevocations, TrustStore, Verified, proof_header,
+    IdentityKey, NodeName, NodeRecord, Offer, Signed, SignedRevocations, TrustStore, Verified, proof_header,
 };
 
 use super::{
@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     api::{
-        self, BootstrapResponse, DiscoverResponse, HeartbeatRequest, HeartbeatResponse, NodeResponse, RegisterRequest,
-        RenewResponse, RevocationsResponse, Seed, Worker,
+        self, ANY_MODEL, BootstrapResponse, DiscoverModelResponse, DiscoverResponse, HeartbeatRequest,
+        HeartbeatResponse, NodeResponse, RegisterRequest, RenewResponse, RevocationsResponse, Seed, Worker,
     },
     clock,
     membership::heartbeat::Coordinators,
@@ -88,13 +88,19 @@ impl Client {
         Ok(answer.seeds)
     }
 
-    /// Healthy workers for `service`, the least busy first; none is an answer too. Their records are not yet checked.
-    pub async fn discover(&self, service: &ServiceName) -> Result<Vec<Worker>, ClientError> {
-        let path = format!("/api/services/discover/{service}");
-        match self.ask::<DiscoverResponse>(Method::GET, &path, None::<&()>).await {
-            Ok(answer) => Ok(answer.workers),
-            Err(error) if error.kind() == Some("service_not_found") => Ok(Vec::new()),
-            Err(error) => Err(error),
+    /// Healthy workers that offer it, the least busy first; none is an answer too. Their records are not yet checked.
+    pub async fn discover(&self, offer: &Offer) -> Result<Vec<Worker>, ClientError> {
+        let answer = match offer {
+            Offer::Service(service) => {
+                let path = format!("/api/services/discover/{service}");
+                self.ask(Method::GET, &path, None::<&()>).await.map(|answer: DiscoverResponse| answer.workers)
+            }
+            Offer::Model(tag) => self.discover_model(&tag.to_string()).await,
+            Offer::AnyModel => self.discover_model(ANY_MODEL).await,
+        };
+        match answer {
+            Err(error) if matches!(error.kind(), Some("service_not_found" | "model_not_found")) => Ok(Vec::new()),
+            answer => answer,
         }
     }
 
@@ -133,6 +139,11 @@ impl Client {
     /// A coordinator named these. True if that changed anything.
     pub fn learn_coordinators(&self, urls: &[String]) -> bool {
         self.known().learn(urls)
+    }
+
+    async fn discover_model(&self, model: &str) -> Result<Vec<Worker>, ClientError> {
+        let path = format!("/api/models/discover/{model}");
+        self.ask(Method::GET, &path, None::<&()>).await.map(|answer: DiscoverModelResponse| answer.workers)
     }
 
     async fn node_by(&self, key: &str) -> Result<Option<Signed<NodeRecord>>, ClientError> {

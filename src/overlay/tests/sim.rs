@@ -70,6 +70,7 @@ impl Node {
             load: Load::default(),
             tunnel_url: None,
             overlay: true,
+            models: Vec::new(),
         };
         let signed = Signed::sign(&record, &self.identity, &self.chain).unwrap();
         (record, signed)
@@ -125,6 +126,7 @@ pub fn crowd(authority: &Authority, number: u32) -> (Verified, NodeRecord) {
         load: Load::default(),
         tunnel_url: None,
         overlay: true,
+        models: Vec::new(),
     };
     (verified, record)
 }

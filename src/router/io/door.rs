@@ -18,7 +18,7 @@ use super::{
     Router, Shared,
     answer::{Answer, AnswerBody, refuse},
     believed::Believed,
-    lock,
+    lock, openai,
     outbound::Whence,
     reports,
     serve::Connections,
@@ -33,7 +33,7 @@ use crate::{
     services,
 };
 
-/// What is called below this goes to a service; everything else is a page.
+/// What is called below this goes to a service, as does what names a model; everything else is a page.
 const SERVICES: &str = "/service/";
 
 /// The key that local clients show. Compared by hash: how long that takes says nothing about the key.
@@ -91,7 +91,13 @@ impl Router {
 
     fn surface(&self, door: Door, report: Arc<dyn Report>, more: Pages) -> Surface {
         let shared = self.shared.clone();
+        let whence = match door {
+            Door::Local(_) => Whence::Client,
+            // Whoever it is.
+            Door::Overlay(_) | Door::Ingress(_) => Whence::Member(OverlayIp([0, 0, 0, 0].into())),
+        };
         let pages = pages(shared.clone(), report)
+            .merge(openai::pages(shared.clone(), whence))
             .merge(more)
             .fallback(async |asked: axum::extract::Request| no_page(&Refusal::NotFound, &asked))
             .method_not_allowed_fallback(async |asked: axum::extract::Request| no_page(&Refusal::Method, &asked));
@@ -106,7 +112,7 @@ impl Surface {
             Ok(believed) => believed,
             Err(refusal) => return self.keep_out(&refusal, &request, peer),
         };
-        if request.uri().path().starts_with(SERVICES) {
+        if request.uri().path().starts_with(SERVICES) || openai::is_call(&request) {
             return self.answer_call(request, peer, believed).await;
         }
         let id = self.shared.request_id(request.headers());

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::Response;
 use hyper::body::Incoming;
 use serde_json::{Value, json};
-use wiremesh_certs::ServiceName;
+use wiremesh_certs::{Offer, ServiceName};
 
 use super::{
     Shared,
@@ -22,7 +22,8 @@ use super::{
 use crate::{
     clock,
     router::{
-        Affinity, Asked, CallId, Failure, Found, Next, Path, Plan, Refusal, Selection, Source, Worker, explain, select,
+        Affinity, Asked, CallId, Failure, Found, Next, Path, Plan, Refusal, Selection, Source, Target, Worker, explain,
+        headers, select,
     },
 };
 
@@ -43,8 +44,12 @@ impl Shared {
         not_here: NotHere,
     ) -> Result<Answer, (Outgoing, Refusal)> {
         lock(&self.budget).on_request();
-        let service = outgoing.needs.service.clone();
-        let found = self.find(&service).await;
+        let target = outgoing.needs.target.clone();
+        if let Target::Model(model) = &target {
+            outgoing.headers.insert(headers::MODEL, model.header());
+        }
+        let service = subject(&target);
+        let found = self.find_target(&target).await;
         let selection = self.select(&service, &found.workers, outgoing.affinity);
         let mut plan = Plan::new(selection.ways, outgoing.needs.repeatable);
         if matches!(&not_here, NotHere::Failed(Failed { failure: Failure::Uncertain, .. })) {
@@ -67,7 +72,7 @@ impl Shared {
             let mut underway = Underway::begin(&self.fleet, &service, worker.id, tried.path);
             let failed = match self.attempt(&outgoing, worker, tried.path, &mut underway).await {
                 Ok((answer, held)) => {
-                    self.on_answered(&service, worker, tried.path);
+                    self.on_answered(&target, worker, tried.path);
                     let way = Way {
                         worker: header(worker.name.as_str()),
                         path: tried.path,
@@ -80,7 +85,7 @@ impl Shared {
             };
             tracing::debug!(worker = %worker.name, path = %tried.path, why = failed.why, "attempt failed");
             underway.on_failed(failed.ended(tried.path));
-            self.learn(&service, worker, tried.path, &failed);
+            self.learn(&target, worker, tried.path, &failed);
             if let Some(Refusal::Full(after)) = failed.refusal {
                 full = Some(full.map_or(after, |sooner: Duration| sooner.min(after)));
             }
@@ -99,20 +104,21 @@ impl Shared {
         let refusal = match (tried, full, why) {
             (Next::Uncertain, _, why) => Refusal::Interrupted(why.unwrap_or_default()),
             (_, Some(retry_after), _) => Refusal::Full(retry_after),
-            (_, None, Some(why)) => Refusal::NobodyReached { service, why },
+            (_, None, Some(why)) => Refusal::NobodyReached { target, why },
             (_, None, None) if draining => Refusal::Draining,
-            (_, None, None) => Refusal::ServiceNotFound(service),
+            (_, None, None) => self.nobody_but(&target).await,
         };
         Err((outgoing, refusal))
     }
 
-    /// Whether a request of our own client that would have to wait in the line of `service` is likely answered much sooner
-    /// by another worker.
-    pub(super) async fn had_better_leave(&self, service: &ServiceName) -> bool {
+    /// Whether a request of our own client that would have to wait in the line of a service is likely answered much sooner
+    /// by another worker. Of several services for one model one may be free: such a request stays.
+    pub(super) async fn had_better_leave(&self, target: &Target) -> bool {
+        let Target::Service(service) = target else { return false };
         let Some(own) = self.work(service).filter(|work| work.running + work.queued >= work.capacity) else {
             return false;
         };
-        let Ok(found) = tokio::time::timeout(KNOWN_AT_ONCE, self.find(service)).await else { return false };
+        let Ok(found) = tokio::time::timeout(KNOWN_AT_ONCE, self.find_target(target)).await else { return false };
         let asked = Asked { service, workers: &found.workers, overlay: self.parts.overlay, affinity: None };
         let ways = explain(&asked, &mut lock(&self.fleet), &mut self.health(), clock::now());
         let Some(best) = ways.first().filter(|best| best.excluded.is_none() && !best.candidate.ejected) else {
@@ -161,24 +167,26 @@ impl Shared {
     }
 
     /// What an answer says about the way and about the worker.
-    fn on_answered(&self, service: &ServiceName, worker: &Worker, path: Path) {
+    fn on_answered(&self, target: &Target, worker: &Worker, path: Path) {
         let now = clock::now();
         self.health().on_success((worker.id, path), now);
         self.counters.forwarded.inc();
-        match (path, worker.overlay) {
-            (Path::Tunnel, _) => _ = self.counters.forwarded_by_tunnel.inc(),
-            (Path::Overlay, Some(address)) if lock(&self.followed).on_use(service, worker.id, address, now) => {
-                self.to_follow.notify_one();
-            }
-            (Path::Overlay | Path::Local, _) => {}
+        if path == Path::Tunnel {
+            self.counters.forwarded_by_tunnel.inc();
+        }
+        // Which service of the worker serves a model is the worker's affair: it says how that does on its answers.
+        if let (Path::Overlay, Some(address), Target::Service(service)) = (path, worker.overlay, target)
+            && lock(&self.followed).on_use(service, worker.id, address, now)
+        {
+            self.to_follow.notify_one();
         }
     }
 
     /// What a failed attempt says about the way and about the worker.
-    fn learn(&self, service: &ServiceName, worker: &Worker, path: Path, failed: &Failed) {
+    fn learn(&self, target: &Target, worker: &Worker, path: Path, failed: &Failed) {
         let now = clock::now();
         if let Some(Refusal::Full(retry_after)) = failed.refusal {
-            lock(&self.fleet).on_full(service, worker.id, retry_after, now);
+            lock(&self.fleet).on_full(&subject(target), worker.id, retry_after, now);
         }
         let mut health = self.health();
         let is_lost = if let Some(trouble) = failed.trouble {
@@ -196,13 +204,13 @@ impl Shared {
         };
         drop(health);
         if is_lost {
-            self.parts.directory.forget(service, &worker.id);
+            self.parts.directory.forget(&target.offer(), &worker.id);
         }
     }
 
     /// Who would be asked for `service`, in order, and why. Sends nothing to anybody but the directory.
     pub(super) async fn explain(&self, service: &ServiceName) -> Value {
-        let found = self.find(service).await;
+        let found = self.find(&Offer::Service(service.clone())).await;
         let here = self.parts.services.offered().contains(service);
         let source = if here { Source::Local } else { found.source };
         let now = clock::unix();
@@ -218,8 +226,8 @@ impl Shared {
         json!({"service": service.as_str(), "source": source.as_str(), "ways": local.into_iter().chain(ways).collect::<Vec<_>>()})
     }
 
-    async fn find(&self, service: &ServiceName) -> Found {
-        let finding = tokio::time::timeout(FIND_TIMEOUT, self.parts.directory.find(service));
+    pub(super) async fn find(&self, offer: &Offer) -> Found {
+        let finding = tokio::time::timeout(FIND_TIMEOUT, self.parts.directory.find(offer));
         let mut found = finding.await.unwrap_or(Found { workers: Vec::new(), source: Source::Http });
         found.workers.retain(|worker| worker.name != self.parts.name);
         found.workers.truncate(MAX_WORKERS);
@@ -230,5 +238,16 @@ impl Shared {
         let asked = Asked { service, workers, overlay: self.parts.overlay, affinity };
         let (fleet, health, rng) = (&mut *lock(&self.fleet), &mut *self.health(), &mut *lock(&self.rng));
         select(&asked, fleet, health, rng, clock::now())
+    }
+}
+
+/// Under which name the fleet knows what is asked for. A model has one that no service has: which service of a worker
+/// serves it is not known.
+fn subject(target: &Target) -> ServiceName {
+    match target {
+        Target::Service(service) => service.clone(),
+        Target::Model(model) => {
+            ServiceName::new(&format!("model-{}", model.tag())).expect("letters and hexadecimal digits make a name")
+        }
     }
 }

@@ -31,31 +31,31 @@ pub(super) enum NotHere {
 impl Shared {
     /// A request from another agent: answered here or not at all, and either way with a word about how we do.
     pub(super) async fn only_here(&self, outgoing: Outgoing) -> Answer {
-        let service = outgoing.needs.service.clone();
+        let service = self.service_of(&outgoing.needs.target);
         let request_id = outgoing.headers.get(headers::REQUEST_ID).cloned();
         let request_id = request_id.unwrap_or_else(|| HeaderValue::from_static(""));
         let answered = self.if_here(outgoing).await;
         let mut answer = answered.unwrap_or_else(|refusal| self.fail(&refusal, &request_id));
-        if let Some(work) = self.work_header(&service) {
+        if let Some(work) = service.and_then(|service| self.work_header(&service)) {
             answer.headers_mut().insert(headers::LOAD, work);
         }
         answer
     }
 
     async fn if_here(&self, outgoing: Outgoing) -> Result<Answer, Refusal> {
-        let service = outgoing.needs.service.clone();
+        let target = outgoing.needs.target.clone();
         match self.here(outgoing).await {
             Ok(answer) => {
                 self.counters.inbound.inc();
                 Ok(answer)
             }
-            Err((_, NotHere::NotOffered | NotHere::Waits)) => Err(Refusal::ServiceNotFound(service)),
+            Err((_, NotHere::NotOffered | NotHere::Waits)) => Err(Shared::nobody(&target, Vec::new())),
             Err((_, NotHere::Draining)) => Err(Refusal::Draining),
             Err((_, NotHere::Full(retry_after))) => Err(Refusal::Full(retry_after)),
             Err((_, NotHere::Failed(Failed { failure: Failure::Uncertain, why, .. }))) => {
                 Err(Refusal::Interrupted(why))
             }
-            Err((_, NotHere::Failed(failed))) => Err(Refusal::NobodyReached { service, why: failed.why }),
+            Err((_, NotHere::Failed(failed))) => Err(Refusal::NobodyReached { target, why: failed.why }),
         }
     }
 
@@ -64,15 +64,16 @@ impl Shared {
         if self.is_draining() {
             return Err((outgoing, NotHere::Draining));
         }
-        let service = outgoing.needs.service.clone();
-        let mut place = self.parts.services.reserve_for(&service, outgoing.asker);
+        let mut place = self.reserve(&outgoing.needs.target, outgoing.asker);
         loop {
             let permit = match place {
-                Ok(reservation) => self.turn(reservation, &service, &mut outgoing).await,
+                Ok((service, reservation)) => {
+                    self.turn(reservation, &service, &mut outgoing).await.map(|permit| (service, permit))
+                }
                 Err(refused) => Err(refused),
             };
-            let permit = match permit {
-                Ok(permit) => permit,
+            let (service, permit) = match permit {
+                Ok(permitted) => permitted,
                 Err(services::Refused::NotOffered) => return Err((outgoing, NotHere::NotOffered)),
                 Err(services::Refused::Full(after)) => return Err((outgoing, NotHere::Full(after))),
             };
@@ -99,7 +100,7 @@ impl Shared {
                 self.parts.services.on_unreachable(&service);
                 // Nothing was sent, and the upstream is being started again: the line waits for it.
                 if let Some(again) = permit.back_in_line() {
-                    place = Ok(again);
+                    place = Ok((service, again));
                     continue;
                 }
             }

@@ -37,7 +37,7 @@ pub(super) enum Whence {
 }
 
 impl Shared {
-    /// Answers a request below `/service/`. The door has checked who asks.
+    /// Answers a request for a service or a model. The door has checked who asks.
     pub(super) async fn answer_call(
         self: &Arc<Shared>,
         request: Request<Incoming>,
@@ -68,12 +68,17 @@ impl Shared {
             return Err(Refusal::HeadersTooLarge);
         }
         let asked = request.uri().path_and_query().cloned().ok_or(Refusal::NotFound)?;
-        let needs = Needs::of(request.method(), &asked).ok_or(Refusal::NotFound)??;
+        let needs = Needs::of(request.method(), &asked).transpose()?;
         let forwarded = self.read_via(&request)?;
         let upgrade = headers::upgrade(request.headers());
         let turn = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         let expects = headers::expects(request.headers());
         let (mut parts, body) = request.into_parts();
+        let replay = Replay::new(body, expects);
+        let needs = match needs {
+            Some(needs) => needs,
+            None => self.needs_of_model(&parts, &asked, &replay).await?,
+        };
 
         headers::strip_hop_by_hop(&mut parts.headers);
         headers::strip_ours(&mut parts.headers, None);
@@ -99,7 +104,7 @@ impl Shared {
             arrived_at,
             to_client,
             affinity,
-            replay: Replay::new(body, expects),
+            replay,
             in_flight: InFlight::new(&self.counters.in_flight),
         };
         if by_us { self.route(outgoing).await } else { Ok(self.only_here(outgoing).await) }
@@ -121,7 +126,7 @@ impl Shared {
     /// A request from a client of ours: here if we can, else by the best worker. It does not wait in our line while
     /// another worker is idle, unless that says no.
     async fn route(&self, outgoing: Outgoing) -> Result<Answer, Refusal> {
-        let outgoing = if self.had_better_leave(&outgoing.needs.service).await {
+        let outgoing = if self.had_better_leave(&outgoing.needs.target).await {
             match self.elsewhere(outgoing, NotHere::Waits).await {
                 Ok(answer) => return Ok(answer),
                 Err((outgoing, refusal)) if refusal.executed() == Executed::No && outgoing.replay.is_intact() => {

@@ -5,21 +5,29 @@
 //! to go on told so before: our server tells it when the body is first asked for.
 
 use std::{
+    collections::VecDeque,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::router::headers::Expects;
 
 /// A body of which more than this was passed on is not sent a second time. What goes beyond, or says so at its beginning,
 /// is held back.
 pub const REPLAY_BUFFER_BYTES: usize = 64 * 1024;
+
+/// What may be read ahead of one body. Clients put a whole conversation, or an audio file (25 MB at most by OpenAI's own
+/// limit), before the name of the model.
+pub const MAX_AHEAD_BYTES: usize = 32 * 1024 * 1024;
+/// What may be read ahead of all bodies together, not counting the first [`REPLAY_BUFFER_BYTES`] of each. Beyond it a
+/// request waits until others have been passed on.
+pub const ALL_AHEAD_BYTES: usize = 4 * MAX_AHEAD_BYTES;
 
 /// Why a body ended before its end.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +60,9 @@ impl Replay {
         };
         let state = State {
             source: Some(body),
+            ahead: VecDeque::new(),
+            ahead_bytes: 0,
+            room: None,
             kept: Vec::new(),
             kept_bytes: 0,
             intact: true,
@@ -105,8 +116,43 @@ impl Replay {
     pub fn is_untouched(&self) -> bool {
         self.0.as_ref().is_some_and(|shared| {
             let state = lock(&shared.state);
-            state.intact && state.kept.is_empty() && state.source.is_some()
+            state.intact && state.kept.is_empty() && !state.is_over()
         })
+    }
+
+    /// Shows what comes to `look` until that has seen enough, before the first attempt. All of it is passed on
+    /// afterwards, as if it came only then. `None` if the body ended, or goes on beyond [`MAX_AHEAD_BYTES`].
+    pub async fn peek<T>(
+        &self,
+        room: &Arc<Semaphore>,
+        mut look: impl FnMut(&[u8]) -> Option<T>,
+    ) -> Result<Option<T>, BodyBroken> {
+        let Some(shared) = &self.0 else { return Ok(None) };
+        loop {
+            let Some(piece) = std::future::poll_fn(|context| lock(&shared.state).poll_ahead(context)).await? else {
+                return Ok(None);
+            };
+            if let Some(seen) = look(&piece) {
+                return Ok(Some(seen));
+            }
+            let (has_room, bytes) = {
+                let state = lock(&shared.state);
+                (state.room.is_some(), state.ahead_bytes)
+            };
+            if bytes >= MAX_AHEAD_BYTES {
+                return Ok(None);
+            }
+            if bytes > REPLAY_BUFFER_BYTES && !has_room {
+                // All at once: who waits here holds nothing that another waits for.
+                let all = room.clone().acquire_many_owned(MAX_AHEAD_BYTES as u32).await;
+                lock(&shared.state).room = all.ok();
+            }
+        }
+    }
+
+    /// What was read ahead.
+    pub fn ahead_bytes(&self) -> usize {
+        self.0.as_ref().map_or(0, |shared| lock(&shared.state).ahead_bytes)
     }
 
     fn attempt_open(&self, open_bytes: impl FnOnce(&Shared) -> usize) -> AttemptBody {
@@ -128,6 +174,8 @@ impl Drop for Replay {
             let mut state = lock(&shared.state);
             state.attempt = OVER;
             state.source = None;
+            state.ahead.clear();
+            state.room = None;
             if let Some(waiting) = state.waiting.take() {
                 waiting.wake();
             }
@@ -149,6 +197,11 @@ struct Shared {
 struct State {
     /// None after its end.
     source: Option<Incoming>,
+    /// What has come and was not passed on.
+    ahead: VecDeque<Frame<Bytes>>,
+    ahead_bytes: usize,
+    /// Our share of [`ALL_AHEAD_BYTES`], while something is ahead.
+    room: Option<OwnedSemaphorePermit>,
     /// What was passed on, if all of it fits.
     kept: Vec<Bytes>,
     kept_bytes: usize,
@@ -161,7 +214,39 @@ struct State {
 }
 
 impl State {
+    /// Whether all of it was passed on.
+    fn is_over(&self) -> bool {
+        self.source.is_none() && self.ahead.is_empty()
+    }
+
+    fn poll_ahead(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodyBroken>> {
+        let Some(source) = &mut self.source else { return Poll::Ready(Ok(None)) };
+        Poll::Ready(match ready!(Pin::new(source).poll_frame(context)) {
+            Some(Ok(frame)) => {
+                let piece = frame.data_ref().cloned().unwrap_or_default();
+                self.ahead_bytes += piece.len();
+                self.ahead.push_back(frame);
+                Ok(Some(piece))
+            }
+            Some(Err(error)) => {
+                self.intact = false;
+                Err(error.into())
+            }
+            None => {
+                self.source = None;
+                Ok(None)
+            }
+        })
+    }
+
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
+        if let Some(frame) = self.ahead.pop_front() {
+            if self.ahead.is_empty() {
+                self.room = None;
+            }
+            self.keep(&frame);
+            return Poll::Ready(Some(Ok(frame)));
+        }
         let Some(source) = &mut self.source else { return Poll::Ready(None) };
         match Pin::new(source).poll_frame(context) {
             Poll::Pending => {
@@ -227,7 +312,7 @@ impl Body for AttemptBody {
         if state.attempt != this.attempt {
             return Poll::Ready(Some(Err(BodyBroken::Over)));
         }
-        if this.passed_bytes >= state.open_bytes && state.source.is_some() {
+        if this.passed_bytes >= state.open_bytes && !state.is_over() {
             state.held_back = true;
             state.waiting = Some(context.waker().clone());
             shared.holds_back.notify_one();
@@ -251,6 +336,7 @@ impl Body for AttemptBody {
             let state = lock(&shared.state);
             state.attempt == self.attempt
                 && self.next >= state.kept.len()
+                && state.ahead.is_empty()
                 && state.source.as_ref().is_none_or(Body::is_end_stream)
         })
     }
@@ -258,7 +344,8 @@ impl Body for AttemptBody {
     fn size_hint(&self) -> SizeHint {
         let Some(shared) = &self.shared else { return SizeHint::with_exact(0) };
         let state = lock(&shared.state);
-        let again: u64 = state.kept.iter().skip(self.next).map(|piece| piece.len() as u64).sum();
+        let ahead = state.ahead.iter().filter_map(Frame::data_ref);
+        let again: u64 = state.kept.iter().skip(self.next).chain(ahead).map(|piece| piece.len() as u64).sum();
         let source = state.source.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint);
         let mut hint = SizeHint::new();
         if let Some(upper) = source.upper() {

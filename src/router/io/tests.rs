@@ -4,6 +4,7 @@ mod answers;
 mod certainty;
 mod doors;
 mod mesh;
+mod models;
 mod reports;
 mod streams;
 mod workers;

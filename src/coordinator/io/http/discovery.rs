@@ -6,11 +6,14 @@ use axum::{
     http::{StatusCode, header},
     response::{Html, IntoResponse, Response},
 };
-use wiremesh_certs::ServiceName;
+use wiremesh_certs::{Offer, ServiceName};
 
 use super::{Caller, Problem, State};
 use crate::{
-    api::{BootstrapResponse, DiscoverResponse, HealthResponse, NodeResponse, RevocationsResponse, ServicesResponse},
+    api::{
+        ANY_MODEL, BootstrapResponse, DiscoverModelResponse, DiscoverResponse, HealthResponse, NodeResponse,
+        RevocationsResponse, ServicesResponse,
+    },
     clock,
     coordinator::{io::shared::Shared, page, registry::NodeKey},
 };
@@ -81,7 +84,7 @@ pub async fn discover(
 ) -> Result<Json<DiscoverResponse>, Problem> {
     caller.reader(&shared)?;
     let service = ServiceName::new(&service).map_err(|bad| Problem::bad_request("bad_service", bad))?;
-    let workers = shared.registry().discover(&service, clock::unix());
+    let workers = shared.registry().discover(&Offer::Service(service.clone()), clock::unix());
     if workers.is_empty() {
         let message = format!("no healthy worker offers {service}");
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "service_not_found", message)
@@ -89,6 +92,26 @@ pub async fn discover(
     }
     let recommended = workers.first().map(|worker| worker.worker_id.clone());
     Ok(Json(DiscoverResponse { service, count: workers.len(), recommended, workers }))
+}
+
+/// `GET /api/models/discover/{tag}`, or `any` for whoever serves a model at all.
+pub async fn discover_model(
+    axum::extract::State(shared): State,
+    caller: Caller,
+    Path(model): Path<String>,
+) -> Result<Json<DiscoverModelResponse>, Problem> {
+    caller.reader(&shared)?;
+    let offer = match model.as_str() {
+        ANY_MODEL => Offer::AnyModel,
+        tag => Offer::Model(tag.parse().map_err(|bad| Problem::bad_request("bad_model", bad))?),
+    };
+    let workers = shared.registry().discover(&offer, clock::unix());
+    if workers.is_empty() {
+        let message = format!("no healthy worker serves {offer}");
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "model_not_found", message)
+            .retry_after(shared.config.heartbeat_interval));
+    }
+    Ok(Json(DiscoverModelResponse { model, count: workers.len(), workers }))
 }
 
 /// `GET /api/nodes/{name or address}`: the node learns with its next heartbeat who asked, so that both try.

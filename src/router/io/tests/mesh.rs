@@ -1,6 +1,7 @@
 //! Agents of one mesh on loopback addresses, real servers and real clients, for the router's tests.
 
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
     net::SocketAddr,
     sync::{Arc, Mutex},
@@ -208,6 +209,17 @@ impl Agent {
         *self.directory.workers.lock().unwrap() = workers.into_iter().collect();
     }
 
+    /// Its service serves these models.
+    pub fn serves(&self, models: &[&str]) {
+        let service = self.services.configured().next().unwrap().clone();
+        self.services.set_models(&service, models);
+    }
+
+    /// These workers are found by this, and by what else it is found by nobody.
+    pub fn knows_by(&self, offer: Offer, workers: impl IntoIterator<Item = Worker>) {
+        self.directory.by_offer.lock().unwrap().insert(offer, workers.into_iter().collect());
+    }
+
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.local)
     }
@@ -235,16 +247,19 @@ pub async fn nobody(last_byte: u8) -> Worker {
 #[derive(Default)]
 pub struct Directory {
     pub workers: Mutex<Vec<Worker>>,
+    /// Where this has an answer, it is the answer.
+    pub by_offer: Mutex<BTreeMap<Offer, Vec<Worker>>>,
     pub forgotten: Mutex<Vec<NodeId>>,
 }
 
 impl Find for Directory {
-    fn find<'a>(&'a self, _: &'a ServiceName) -> BoxFuture<'a, Found> {
-        let workers = self.workers.lock().unwrap().clone();
+    fn find<'a>(&'a self, offer: &'a Offer) -> BoxFuture<'a, Found> {
+        let known = self.by_offer.lock().unwrap().get(offer).cloned();
+        let workers = known.unwrap_or_else(|| self.workers.lock().unwrap().clone());
         std::future::ready(Found { workers, source: Source::Dht }).boxed()
     }
 
-    fn forget(&self, _: &ServiceName, worker: &NodeId) {
+    fn forget(&self, _: &Offer, worker: &NodeId) {
         self.forgotten.lock().unwrap().push(*worker);
     }
 }
