@@ -193,7 +193,13 @@ async fn an_answer_that_ends_before_its_end_is_broken_by_every_way() {
             [(&worker, None), (&client, Some(worker.by_overlay())), (&client, Some(worker.by_tunnel()))]
         {
             client.knows(known);
-            let (text, end) = until_the_end(post(asked.url("/service/ocr"), super::mesh::text("x")).await).await;
+            let request = Request::post(asked.url("/service/ocr")).body(super::mesh::text("x")).unwrap();
+            // What broke off at once may be broken before its head has left.
+            let Ok(answer) = super::mesh::client().request(request).await else {
+                assert!(!head.contains("event-stream"));
+                continue;
+            };
+            let (text, end) = until_the_end(answer).await;
 
             assert!(end.is_err(), "{head}: ended cleanly after {text}");
             assert_eq!(text.contains("event: error"), head.contains("event-stream"), "{text}");

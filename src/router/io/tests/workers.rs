@@ -24,8 +24,8 @@ async fn a_worker_that_is_not_there_is_replaced_in_the_same_request_and_forgotte
     assert_eq!(count.load(Ordering::SeqCst), 20);
     assert_eq!(client.router.counters().forwarded.get(), 20);
     assert!(client.directory.forgotten.lock().unwrap().iter().all(|id| *id == gone.id));
-    // Once it was found closed three times, healthy ways were taken first.
-    assert_eq!(client.router.counters().retries.get(), 3);
+    // Three failures close it; before, each makes it less likely to be chosen.
+    assert!((1..=3).contains(&client.router.counters().retries.get()));
 }
 
 #[tokio::test]
