@@ -14,6 +14,7 @@ mod metrics;
 mod options;
 mod record;
 mod socket;
+mod telling;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -72,7 +73,9 @@ impl Agent {
             tracing::warn!(grace = ?config.drain_grace, "some answers did not end in time and were cut");
         }
         // The overlay last: the others still say goodbye through it.
-        if !(tasks.drain(STOP_LIMIT).await & ground.drain(STOP_LIMIT).await) {
+        let commands = config.services.iter().filter(|service| !service.command.is_empty());
+        let commands_end_in = commands.map(|service| service.stop_grace).max().unwrap_or_default();
+        if !(tasks.drain(STOP_LIMIT + commands_end_in).await & ground.drain(STOP_LIMIT).await) {
             tracing::warn!("some tasks did not end in time");
         }
         tracing::info!("stopped");

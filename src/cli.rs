@@ -6,6 +6,7 @@ mod capabilities;
 mod cert;
 mod coordinator;
 pub mod demo;
+mod drain;
 pub mod failure;
 mod ping;
 mod revoke;
@@ -68,6 +69,7 @@ enum Networked {
         call: call::Args,
     },
     Ping(ping::Args),
+    Drain(drain::Args),
 }
 
 /// Commands that need no runtime, or their own.
@@ -126,6 +128,7 @@ async fn networked(command: Networked) -> Result<u8, Failure> {
         Networked::Services(args) => view::run(View::Services, &args, out).await?,
         Networked::Call { at, call } => return call::run(&call, &at.socket()?, out, &mut io::stderr()).await,
         Networked::Ping(args) => ping::run(&args, out).await?,
+        Networked::Drain(args) => drain::run(&args, out).await?,
     }
     Ok(failure::DONE)
 }

@@ -38,6 +38,11 @@ pub fn unix_millis() -> u64 {
     u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Wall-clock time in microseconds, for the accounts of requests.
+pub fn unix_micros() -> u64 {
+    u64::try_from(since_epoch().as_micros()).unwrap_or(u64::MAX)
+}
+
 /// A clock before 1970 counts as 1970: certificates are then refused as not yet valid, with that reason.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads this clock")]
 fn since_epoch() -> Duration {

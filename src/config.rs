@@ -13,6 +13,7 @@ use wiremesh_certs::{NodeName, ServiceName, TunnelUrl, WgPublicKey};
 use crate::{
     services::{self, Expected, Kind},
     settings::{BadSettings, Layers, Span},
+    telemetry::access_log,
 };
 
 /// Where an agent keeps its keys, certificate and what it remembers, unless told otherwise.
@@ -47,6 +48,8 @@ pub struct Config {
     pub dht: DhtConfig,
     /// Its HTTP listeners.
     pub api: ApiConfig,
+    /// What it tells a collector.
+    pub telemetry: TelemetryConfig,
     /// What it offers.
     pub services: Vec<ServiceConfig>,
 }
@@ -145,6 +148,19 @@ pub struct ApiConfig {
     pub tunnel_url: Option<TunnelUrl>,
     /// The key that clients of `listen` must show.
     pub key_file: Option<PathBuf>,
+    /// Where a line is written for each request.
+    pub access_log: Option<access_log::To>,
+}
+
+/// `[telemetry]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct TelemetryConfig {
+    /// The base URL of an OpenTelemetry collector that takes spans over HTTP.
+    pub otlp_endpoint: Option<String>,
+    /// What this service is called in traces.
+    pub service_name: String,
+    /// How many of the traces that begin here are recorded, 0 to 1.
+    pub sample: f64,
 }
 
 /// `[[service]]`
@@ -207,6 +223,7 @@ impl Config {
             overlay: file.overlay.check()?,
             dht: DhtConfig { enabled: file.dht.enabled, port: file.dht.port },
             api: file.api.check()?,
+            telemetry: file.telemetry.check()?,
             services: check_services(file.service)?,
         })
     }
@@ -225,6 +242,7 @@ struct File {
     overlay: OverlayFile,
     dht: DhtFile,
     api: ApiFile,
+    telemetry: TelemetryFile,
     service: Vec<ServiceFile>,
 }
 
@@ -240,6 +258,7 @@ impl Default for File {
             overlay: OverlayFile::default(),
             dht: DhtFile::default(),
             api: ApiFile::default(),
+            telemetry: TelemetryFile::default(),
             service: Vec::new(),
         }
     }
@@ -376,6 +395,7 @@ struct ApiFile {
     tunnel_url: String,
     key_file: PathBuf,
     allow_anonymous: bool,
+    access_log: String,
 }
 
 impl Default for ApiFile {
@@ -387,6 +407,7 @@ impl Default for ApiFile {
             tunnel_url: String::new(),
             key_file: PathBuf::new(),
             allow_anonymous: false,
+            access_log: String::new(),
         }
     }
 }
@@ -413,7 +434,59 @@ impl ApiFile {
                 "it must lead somewhere: set api.ingress, \"127.0.0.1:8001\"",
             ));
         }
-        Ok(ApiConfig { listen: self.listen, overlay_port: self.overlay_port, ingress, tunnel_url, key_file })
+        let access_log = match self.access_log.as_str() {
+            "" => None,
+            "-" => Some(access_log::To::Stdout),
+            path => Some(access_log::To::File(path.into())),
+        };
+        Ok(ApiConfig {
+            listen: self.listen,
+            overlay_port: self.overlay_port,
+            ingress,
+            tunnel_url,
+            key_file,
+            access_log,
+        })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct TelemetryFile {
+    otlp_endpoint: String,
+    service_name: String,
+    sample: f64,
+}
+
+impl Default for TelemetryFile {
+    fn default() -> TelemetryFile {
+        TelemetryFile { otlp_endpoint: String::new(), service_name: "wiremesh".to_owned(), sample: 1.0 }
+    }
+}
+
+impl TelemetryFile {
+    fn check(self) -> Result<TelemetryConfig, BadSettings> {
+        let otlp_endpoint = (!self.otlp_endpoint.is_empty()).then_some(self.otlp_endpoint);
+        if let Some(endpoint) = &otlp_endpoint {
+            let url: Option<http::Uri> = endpoint.parse().ok();
+            let is_good = |url: &http::Uri| matches!(url.scheme_str(), Some("http" | "https")) && url.query().is_none();
+            if !url.as_ref().is_some_and(is_good) {
+                return Err(BadSettings::about(
+                    "telemetry.otlp_endpoint",
+                    "an http or https URL is needed: \"http://127.0.0.1:4318\"",
+                ));
+            }
+        }
+        if self.service_name.is_empty() {
+            return Err(BadSettings::about(
+                "telemetry.service_name",
+                "traces of a service without a name are not found",
+            ));
+        }
+        if !(0.0..=1.0).contains(&self.sample) {
+            return Err(BadSettings::about("telemetry.sample", "a share between 0 and 1"));
+        }
+        Ok(TelemetryConfig { otlp_endpoint, service_name: self.service_name, sample: self.sample })
     }
 }
 
@@ -545,6 +618,8 @@ mod tests {
             ("[overlay]\ninterface = \"a-name-that-is-too-long\"", "interface"),
             ("[api]\nlisten = \"0.0.0.0:8000\"", "key_file"),
             ("[api]\ntunnel_url = \"https://x.example\"", "ingress"),
+            ("[telemetry]\notlp_endpoint = \"127.0.0.1:4317\"", "http or https"),
+            ("[telemetry]\nsample = 2.0", "between 0 and 1"),
             ("name = \"Not A Label\"", "DNS label"),
             ("[[service]]\nname = \"a\"\nupstream = \"ftp://x\"", "http URL"),
             (

@@ -18,6 +18,7 @@
 //!   ends cleanly.
 //! - Bodies are never collected and never rebuilt; the beginning of one is looked at for the model it names ([`openai`]).
 
+mod access;
 mod budget;
 mod calls;
 mod counters;
@@ -31,15 +32,19 @@ mod openai;
 mod plan;
 mod refusal;
 mod report;
+mod route;
 mod score;
 mod select;
 mod sse;
+mod timing;
+mod trace;
 mod tunnel;
 mod via;
 mod work;
 
 use std::{fmt, net::SocketAddr, sync::Arc};
 
+pub use access::{Line, Outcome, Side, Span, Value};
 pub use budget::Budget;
 pub use calls::{BadCallState, CallState, Calls, Duplicate, MAX_CALLS, REMEMBER_CALLS_FOR};
 pub use counters::Counters;
@@ -51,8 +56,10 @@ pub use openai::{BadModel, MAX_MODEL_BYTES, ModelName};
 pub use plan::{Failure, MAX_ATTEMPTS, Next, Plan};
 pub use refusal::{Executed, Refusal};
 pub use report::{DirectoryCounters, HealthReport, Report, Status, health_json, stats_json};
+pub use route::{Route, Way};
 pub use score::Score;
 pub use select::{Affinity, Asked, Candidate, Considered, Excluded, Selection, explain, order, select};
+pub use trace::{SpanId, TraceId};
 pub use via::{CallId, Via};
 use wiremesh_certs::{Load, NodeId, NodeName, NodeRecord, Offer, TunnelUrl, UnixTime, Verified};
 pub use work::{BadWork, MAX_REQUESTS, MAX_SERVICE_TIME_MS, MAX_WORK_BYTES, State, Work};

@@ -1,4 +1,9 @@
-//! Logs: readable on a terminal, JSON elsewhere; `RUST_LOG` chooses what is said.
+//! What the agent tells about itself while it runs. Logs: readable on a terminal, JSON elsewhere; `RUST_LOG` chooses what
+//! is said. One line per request in the access log, spans for a collector, both if they are asked for.
+
+pub mod access_log;
+mod seldom;
+pub mod spans;
 
 use std::io::IsTerminal;
 

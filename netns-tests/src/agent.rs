@@ -291,7 +291,8 @@ impl Agent {
         for ((service, max_concurrency), running) in self.offered.iter().zip(&self.services) {
             let upstream = running.url();
             writeln!(text, "\n[[service]]\nname = {service:?}\nupstream = {upstream:?}\nhealth = \"/alive\"")?;
-            writeln!(text, "max_concurrency = {max_concurrency}\nqueue = 256")?;
+            // Nothing but what a story asks for is to be counted there.
+            writeln!(text, "kind = \"generic\"\nmax_concurrency = {max_concurrency}\nqueue = 256")?;
         }
         writeln!(text, "\n{}", self.configuration)?;
         Ok(text)

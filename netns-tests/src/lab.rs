@@ -61,6 +61,11 @@ impl Lab {
         self.network.add(name)
     }
 
+    /// The program that the lab's services are, for an agent that runs its own.
+    pub fn service_program(&self) -> &Path {
+        &self.place.service
+    }
+
     /// A `wiremesh` command on a node.
     pub fn wiremesh(&self, node: &Node) -> anyhow::Result<Command> {
         self.place.wiremesh(node)

@@ -1,6 +1,11 @@
-//! The services that the lab's workers offer: `src/bin/service.rs`, one process each.
+//! The services that the lab's workers offer: `src/bin/service/`, one process each.
 
-use std::{collections::BTreeMap, net::TcpStream, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::TcpStream,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Context;
 use reqwest::Method;
@@ -18,6 +23,9 @@ pub struct Service {
     pub process: Process,
     node: Node,
     port: u16,
+    name: String,
+    program: PathBuf,
+    folder: PathBuf,
 }
 
 /// What a service has done since it started.
@@ -31,15 +39,25 @@ pub struct Executions {
 
 impl Service {
     pub(crate) fn start(node: &Node, name: &str, port: u16, program: &Path, folder: &Path) -> anyhow::Result<Service> {
-        let mut command = node.command(program)?;
-        command.args(["--listen", &format!("127.0.0.1:{port}"), "--who", node.name(), "--service", name]);
-        let mut process = Process::start(&format!("service {name}"), command, &folder.join(format!("{name}.log")))?;
+        let process = launch(node, name, port, program, folder)?;
+        let (program, folder) = (program.to_owned(), folder.to_owned());
+        let mut service = Service { process, node: node.clone(), port, name: name.to_owned(), program, folder };
+        service.wait_listening()?;
+        Ok(service)
+    }
+
+    /// Starts it again after it has ended.
+    pub fn start_again(&mut self) -> anyhow::Result<()> {
+        self.process = launch(&self.node, &self.name, self.port, &self.program, &self.folder)?;
+        self.wait_listening()
+    }
+
+    fn wait_listening(&mut self) -> anyhow::Result<()> {
         eventually("the service listens", LIMIT, || {
-            process.expect_running()?;
-            node.run(|| TcpStream::connect(("127.0.0.1", port)))??;
+            self.process.expect_running()?;
+            self.node.run(|| TcpStream::connect(("127.0.0.1", self.port)))??;
             Ok(())
-        })?;
-        Ok(Service { process, node: node.clone(), port })
+        })
     }
 
     /// Where it listens, on its node.
@@ -52,4 +70,10 @@ impl Service {
         let url = format!("{}/count", self.url());
         fetch(&self.node, Method::GET, &url, &[], "", LIMIT)?.json().context("asking a service what it did")
     }
+}
+
+fn launch(node: &Node, name: &str, port: u16, program: &Path, folder: &Path) -> anyhow::Result<Process> {
+    let mut command = node.command(program)?;
+    command.args(["--listen", &format!("127.0.0.1:{port}"), "--who", node.name(), "--service", name]);
+    Process::start(&format!("service {name}"), command, &folder.join(format!("{name}.log")))
 }

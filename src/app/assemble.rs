@@ -26,6 +26,7 @@ use super::{
     members, options,
     record::Author,
     socket,
+    telling::Telling,
     view::View,
 };
 use crate::{
@@ -46,6 +47,7 @@ pub async fn start(config: &Config, tasks: &Tasks, ground: &Tasks, started_at: I
     }
     let api = Bound::to("local API", config.api.listen, None)?;
     let ingress = config.api.ingress.map(|address| Bound::to("ingress", address, None)).transpose()?;
+    let (audience, telling) = Telling::open(config, &config.name).await?;
     let (member, session) = membership::io::load_or_join(&settings, rng).await.map_err(not_joined)?;
     let own = member.verified.clone();
     let socket = socket::bind(&config.state_dir).await?;
@@ -90,8 +92,10 @@ pub async fn start(config: &Config, tasks: &Tasks, ground: &Tasks, started_at: I
         }),
         prove: adapters::prove(member.identity.clone(), recorder.clone()),
         overlay: overlay.is_some(),
+        audience,
         seed: rand::random(),
     })?;
+    telling.start(router.counters(), tasks);
     let prober = router.clone();
     tasks.spawn("router", |stop| prober.run(stop));
 

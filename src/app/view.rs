@@ -250,10 +250,25 @@ impl View {
 
     fn own_services(&self) -> Vec<Value> {
         let services = &self.recorder.services;
-        let offered = services.offered();
-        let occupancy = services.occupancy();
-        let row = |(name, running, waiting)| json!({ "offered": offered.contains(&name), "name": name, "running": running, "waiting": waiting });
-        occupancy.into_iter().map(row).collect()
+        let (offered, models) = (services.offered(), services.models());
+        let row = |(name, running, waiting): (ServiceName, usize, usize)| {
+            let report = services.report(&name);
+            let models = models.iter().find(|(of, _)| *of == name).map_or(&[][..], |(_, models)| models);
+            json!({
+                "offered": offered.contains(&name),
+                "state": report.map_or("down", |report| report.state.as_str()),
+                "kind": services.kind(&name).map(|kind| kind.as_str()),
+                "running": report.map_or(running, |report| report.running as usize),
+                "waiting": waiting,
+                "queued": report.map_or(waiting, |report| report.queued as usize),
+                "capacity": report.map(|report| report.capacity),
+                "load": report.map(|report| report.load.share()),
+                "service_time_ms": report.map(|report| report.service_time_ms),
+                "models": models,
+                "name": name,
+            })
+        };
+        services.occupancy().into_iter().map(row).collect()
     }
 
     async fn overlay_status(&self) -> Option<overlay::Status> {

@@ -1,5 +1,8 @@
 //! `wiremesh call`: sends a request through the agent of this machine and streams the answer as it comes.
 
+mod explain;
+mod patient;
+
 use std::{
     io::Write,
     path::Path,
@@ -16,6 +19,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio_util::io::ReaderStream;
 
+use self::patient::Patient;
 use super::{
     failure::{DONE, FAILED, Failure, NOT_SO},
     socket,
@@ -66,7 +70,7 @@ fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
 /// The exit code is 2 if nobody offers the service, 1 if the answer is an error.
 pub async fn run(args: &Args, socket: &Path, out: &mut impl Write, err: &mut impl Write) -> Result<u8, Failure> {
     if args.explain {
-        return explain(args, socket, out).await;
+        return explain::run(&args.target, args.json, socket, out).await;
     }
     let began_at = clock::now();
     let answer = send(request(args).await?, socket).await?;
@@ -127,7 +131,7 @@ fn piecewise(reader: impl tokio::io::AsyncRead + Send + Sync + 'static) -> Body 
 async fn send(mut request: Request<Body>, socket: &Path) -> Result<Response<Incoming>, Failure> {
     request.headers_mut().entry(http::header::HOST).or_insert(HeaderValue::from_static("localhost"));
     let stream = socket::connect(socket).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(Patient::new(stream))).await?;
     // It ends with the answer; what goes wrong on it shows in the answer too.
     drop(tokio::task::spawn(connection));
     Ok(sender.send_request(request).await.context("could not ask the agent")?)
@@ -263,36 +267,6 @@ fn exit_of<B>(answer: &Response<B>) -> u8 {
     }
 }
 
-async fn explain(args: &Args, socket: &Path, out: &mut impl Write) -> Result<u8, Failure> {
-    let service = args.target.trim_start_matches('/').split(['/', '?']).next().unwrap_or_default();
-    let request = Request::get(format!("/routes/{service}"))
-        .body(full(Bytes::new()))
-        .map_err(|_| Failure::usage(anyhow!("{service:?} is no service")))?;
-    let answer = send(request, socket).await?;
-    if !answer.status().is_success() {
-        return Err(refusal(answer, FAILED).await);
-    }
-    let plan: Value = serde_json::from_slice(&collect(answer).await?).context("reading the plan")?;
-    let ways = plan["ways"].as_array().map(Vec::as_slice).unwrap_or_default();
-    if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&plan)?)?;
-    } else {
-        match ways.len() {
-            0 => writeln!(out, "{service}: nobody offers it")?,
-            1 => writeln!(out, "{service}: 1 way, known from {}", plan["source"].as_str().unwrap_or("-"))?,
-            more => writeln!(out, "{service}: {more} ways, known from {}", plan["source"].as_str().unwrap_or("-"))?,
-        }
-        for way in ways {
-            let text = |field: &str| way[field].as_str().unwrap_or("-").to_owned();
-            let age = way["age_seconds"].as_u64().map_or("now".into(), |age| format!("{age} s ago"));
-            let state = if way["ejected"] == true { ", ejected" } else { "" };
-            let load = way["load"].as_f64().unwrap_or_default() * 100.0;
-            writeln!(out, "  {:<8} {:<20} load {load:>3.0} % (said {age}){state}", text("path"), text("worker"))?;
-        }
-    }
-    Ok(if ways.is_empty() { NOT_SO } else { DONE })
-}
-
 fn millis(duration: Duration) -> String {
     format!("{:.1} ms", as_millis(duration))
 }
@@ -396,17 +370,33 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn explaining_prints_the_ways_in_their_order() {
+    async fn an_answer_that_comes_before_the_end_of_the_body_wins() {
+        let body = tempfile::NamedTempFile::new().unwrap();
+        body.as_file().set_len(16 * 1024 * 1024).unwrap();
+        let data = format!("@{}", body.path().display());
+
+        let (ended, _, _, _) = call(
+            &["ocr", "--data", &data],
+            "HTTP/1.1 429 x\r\nx-wiremesh-executed: no\r\nretry-after: 7\r\nconnection: close\r\n\
+             content-length: 61\r\n\r\n{\"error\":{\"type\":\"overloaded\",\"message\":\"all are full\"}}     ",
+        )
+        .await;
+
+        let failure = ended.unwrap_err().to_string();
+        assert!(failure.contains("all are full") && failure.contains("in 7 s"), "{failure}");
+    }
+
+    #[tokio::test]
+    async fn explaining_asks_for_the_plan_and_sends_nothing() {
         let (ended, out, _, request) = call(
             &["ocr/v1", "--explain"],
-            "HTTP/1.1 200 OK\r\ncontent-length: 113\r\n\r\n\
-             {\"source\":\"dht\",\"ways\":[{\"path\":\"overlay\",\"worker\":\"bob\",\"load\":0.5,\"age_seconds\":3,\
-             \"ejected\":true}]}                 ",
+            "HTTP/1.1 200 OK\r\ncontent-length: 91\r\n\r\n\
+             {\"source\":\"dht\",\"ways\":[{\"path\":\"overlay\",\"worker\":\"bob\",\"load\":0.5,\"age_seconds\":3}]}     ",
         )
         .await;
 
         assert_eq!(ended.unwrap(), DONE);
         assert!(request.starts_with("GET /routes/ocr HTTP/1.1"), "{request}");
-        assert!(out.contains("overlay  bob                  load  50 % (said 3 s ago), ejected"), "{out}");
+        assert!(out.starts_with("ocr: 1 way, known from dht\n"), "{out}");
     }
 }

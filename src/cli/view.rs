@@ -126,7 +126,9 @@ fn status(value: &Value) -> String {
         .flatten()
         .map(|service| match service["offered"] == true {
             true => {
-                format!("{} ({} running, {} waiting)", text(&service["name"]), service["running"], service["waiting"])
+                let starting = if service["state"] == "loading" { ", upstream starting" } else { "" };
+                let (running, waiting) = (&service["running"], &service["waiting"]);
+                format!("{} ({running} running, {waiting} waiting{starting})", text(&service["name"]))
             }
             false => format!("{} (not offered: its upstream fails the health check)", text(&service["name"])),
         })

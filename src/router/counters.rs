@@ -52,6 +52,10 @@ pub struct Counters {
     pub in_flight: Gauge,
     /// Upgraded connections, open now.
     pub upgraded: Gauge,
+    /// Lines of the access log that found no place.
+    pub dropped_lines: Counter,
+    /// Spans that found no place, or that nobody took.
+    pub dropped_spans: Counter,
     /// From the request's arrival to the first byte of its answer.
     pub first_byte_seconds: Histogram,
 }
@@ -73,6 +77,8 @@ impl Default for Counters {
             unanswered_questions: Counter::default(),
             in_flight: Gauge::default(),
             upgraded: Gauge::default(),
+            dropped_lines: Counter::default(),
+            dropped_spans: Counter::default(),
             // 0.5 ms to 65 s.
             first_byte_seconds: Histogram::new(exponential_buckets(0.0005, 2.0, 18)),
         }
@@ -97,6 +103,8 @@ impl Counters {
         router.register("unanswered_questions", "Silent workers found dead", self.unanswered_questions.clone());
         router.register("in_flight", "Requests in flight", self.in_flight.clone());
         router.register("upgraded", "Upgraded connections", self.upgraded.clone());
+        router.register("access_lines_dropped", "Lines the access log had no place for", self.dropped_lines.clone());
+        router.register("spans_dropped", "Spans that could not be exported", self.dropped_spans.clone());
         router.register("first_byte_seconds", "Time to the first byte", self.first_byte_seconds.clone());
     }
 }

@@ -17,6 +17,10 @@ pub const SOURCE: HeaderName = HeaderName::from_static("x-wiremesh-source");
 pub const LOAD: HeaderName = HeaderName::from_static("x-wiremesh-load");
 /// The client's name for a conversation, which had better stay with its worker.
 pub const SESSION_ID: HeaderName = HeaderName::from_static("x-session-id");
+/// Asks for [`ROUTE`]; heeded if it comes from a local client.
+pub const EXPLAIN: HeaderName = HeaderName::from_static("x-wiremesh-explain");
+/// Why the request went where it went.
+pub const ROUTE: HeaderName = HeaderName::from_static("x-wiremesh-route");
 /// Whether a request that was not answered was executed.
 pub const EXECUTED: HeaderName = HeaderName::from_static("x-wiremesh-executed");
 /// Which call this is and who sent it into the mesh.

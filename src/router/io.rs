@@ -3,6 +3,7 @@
 //! Everything a request waits for is awaited inside one future; when its client leaves, the future is dropped, and with it
 //! every connection, place in line and body it holds.
 
+mod account;
 mod answer;
 mod asking;
 mod attempt;
@@ -33,6 +34,7 @@ use std::{
     time::Instant,
 };
 
+pub use account::Audience;
 pub use answer::{Answer, AnswerBody, refuse};
 pub use door::{ApiKey, Surface};
 use hyper_rustls::{ConfigBuilderExt, HttpsConnector};
@@ -71,6 +73,8 @@ pub struct Parts {
     pub prove: Prove,
     /// Whether we carry overlay packets; if not, tunnels are the only way to others.
     pub overlay: bool,
+    /// Who wants to know how requests end.
+    pub audience: Audience,
     /// The only source of chance.
     pub seed: u64,
 }
@@ -174,9 +178,11 @@ impl Shared {
         self.parts.services.is_draining()
     }
 
-    fn first_byte(&self, arrived_at: Instant) {
+    /// Counts how long it took to the head of an answer, and says it.
+    fn first_byte(&self, arrived_at: Instant) -> std::time::Duration {
         let took = clock::now().saturating_duration_since(arrived_at);
         self.counters.first_byte_seconds.observe(took.as_secs_f64());
+        took
     }
 }
 

@@ -163,8 +163,11 @@ pub const METRICS: &str = "/metrics";
 /// Where models are listed.
 pub const MODELS: &str = "/v1/models";
 
+/// Says what an upstream is by one of its answers.
+pub type Tells = fn(&str) -> Option<Kind>;
+
 /// How an upstream of unknown kind is recognised: asked in this order, until an answer tells.
-pub const RECOGNISED_BY: [(&str, fn(&str) -> Option<Kind>); 7] = [
+pub const RECOGNISED_BY: [(&str, Tells); 7] = [
     (METRICS, by_metrics),
     ("/v1/loads", |text| sglang::loads(text).map(|_| Kind::Sglang)),
     ("/get_load", |text| sglang::get_load(text).map(|_| Kind::Sglang)),

@@ -105,6 +105,11 @@ impl Admission {
             .service_time
             .map_or(took, |before| before.mul_f64(1.0 - SERVICE_TIME_WEIGHT) + took.mul_f64(SERVICE_TIME_WEIGHT));
         self.service_time = Some(average);
+        self.give_back()
+    }
+
+    /// A request that was let in found nobody at the upstream: it took no time. The ticket returned is let in instead.
+    pub fn give_back(&mut self) -> Option<Ticket> {
         self.running -= 1;
         self.let_in()
     }
@@ -124,8 +129,7 @@ impl Admission {
             self.waiting.remove(place);
             return None;
         }
-        self.running -= 1;
-        self.let_in()
+        self.give_back()
     }
 
     /// The upstream takes so many requests at once, at least one. Call [`Admission::let_in`] until it gives none.
@@ -300,6 +304,7 @@ mod tests {
         door.hold();
 
         let again = door.back_in_line(member(1));
+        assert_eq!(door.service_time(), None, "it took no time");
         door.resume();
 
         assert_eq!((door.let_in(), door.let_in()), (Some(again), None));

@@ -38,6 +38,9 @@ pub struct Gpu {
     /// Degrees Celsius; absent where the driver does not say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub temperature_celsius: Option<u32>,
+    /// Programs that use it, ours and others'; absent where the driver does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processes: Option<u32>,
 }
 
 /// What a node says about its machine.
@@ -112,6 +115,27 @@ mod tests {
         assert_eq!(json["has_gpu"], false);
         assert_eq!(json["gpu_type"], serde_json::Value::Null);
         assert_eq!(json["worker_type"], "cpu");
+    }
+
+    #[test]
+    fn every_gpu_says_how_busy_full_and_warm_it_is_as_far_as_its_driver_does() {
+        let told = Gpu {
+            name: "NVIDIA H200".into(),
+            memory_mib: 143_771,
+            memory_used_mib: 90_000,
+            utilization_percent: 97,
+            temperature_celsius: Some(61),
+            processes: Some(2),
+            ..Gpu::default()
+        };
+        let machine = Machine { gpus: vec![told, Gpu { index: 1, ..Gpu::default() }], ..Machine::default() };
+
+        let json = serde_json::to_value(Capabilities::of(machine, None)).unwrap();
+
+        let [told, silent] = [&json["gpus"][0], &json["gpus"][1]];
+        assert_eq!((&told["utilization_percent"], &told["memory_used_mib"]), (&97.into(), &90_000.into()));
+        assert_eq!((&told["temperature_celsius"], &told["processes"]), (&61.into(), &2.into()));
+        assert!(silent.get("temperature_celsius").is_none() && silent.get("processes").is_none());
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod metrics;
 mod place;
 mod probe;
 mod process;
+mod service;
 
 use std::{
     collections::BTreeMap,
@@ -22,12 +23,13 @@ use std::{
 
 pub use machine::MachineReader;
 pub use place::{Permit, Reservation};
-use tokio::sync::{oneshot, watch};
+use service::{Bell, Service};
+use tokio::sync::watch;
 use wiremesh_certs::{Load, ServiceName};
 
 use super::{
-    Admission, Admit, Asker, Busy, Capabilities, Change, Config, Kind, Probe, Reading, ServiceConfig, ServiceReport,
-    ServiceState, Standing, Ticket, load_of, report,
+    Admit, Asker, Busy, Capabilities, Change, Config, Kind, Probe, Reading, ServiceConfig, ServiceReport, ServiceState,
+    Standing, load_of, report,
 };
 use crate::{clock, task::Tasks};
 
@@ -345,119 +347,6 @@ impl Shared {
 
     fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
-    }
-}
-
-struct Service {
-    config: ServiceConfig,
-    door: Mutex<Door>,
-    /// The number of the life that the upstream is in; `None` while it does not answer.
-    life: watch::Sender<Option<u64>>,
-    changed: Arc<Bell>,
-}
-
-impl Service {
-    fn new(config: ServiceConfig, changed: Arc<Bell>) -> Service {
-        let door = Door {
-            admission: Admission::new(config.capacity(config.kind, None), config.queue),
-            standing: Standing::new(!config.command.is_empty()),
-            kind: config.kind,
-            reading: None,
-            lives: 0,
-            line: BTreeMap::new(),
-        };
-        Service { config, door: Mutex::new(door), life: watch::Sender::new(None), changed }
-    }
-
-    fn on_fact(&self, learn: impl FnOnce(&mut Standing) -> Change) -> Change {
-        let mut door = lock(&self.door);
-        let change = learn(&mut door.standing);
-        match change {
-            Change::None => return change,
-            Change::Offered => {
-                door.lives += 1;
-                self.life.send_replace(Some(door.lives));
-                door.admission.resume();
-                door.let_in();
-                return change;
-            }
-            Change::Held => door.admission.hold(),
-            Change::Withdrawn => {
-                while let Some(ticket) = door.admission.close() {
-                    door.tell(Some(ticket), Err(Refused::NotOffered));
-                }
-            }
-        }
-        // What was learnt of that life may be wrong in the next.
-        door.reading = None;
-        door.kind = self.config.kind;
-        self.life.send_replace(None);
-        change
-    }
-
-    /// Something was learnt of the upstream in its life of this number. Of an earlier one it is worth nothing.
-    fn learn(&self, life_number: u64, learn: impl FnOnce(&mut Door)) {
-        let mut door = lock(&self.door);
-        if *self.life.borrow() != Some(life_number) {
-            return;
-        }
-        learn(&mut door);
-        let capacity = self.config.capacity(door.kind, door.reading.and_then(|reading| reading.capacity));
-        door.admission.set_capacity(capacity);
-        door.let_in();
-        drop(door);
-        self.changed.ring();
-    }
-
-    fn is_held(&self) -> bool {
-        lock(&self.door).standing.is_held()
-    }
-}
-
-struct Door {
-    admission: Admission,
-    standing: Standing,
-    kind: Option<Kind>,
-    /// What the upstream said last about its load.
-    reading: Option<Reading>,
-    /// How many lives the upstream has had.
-    lives: u64,
-    /// How those in line are told that it is their turn.
-    line: BTreeMap<Ticket, oneshot::Sender<Result<(), Refused>>>,
-}
-
-impl Door {
-    /// Somebody waits with this ticket.
-    fn wait(&mut self, ticket: Ticket) -> place::Turn {
-        let (tell, turn) = oneshot::channel();
-        self.line.insert(ticket, tell);
-        turn
-    }
-
-    /// Lets in as many as there is room for.
-    fn let_in(&mut self) {
-        while let Some(next) = self.admission.let_in() {
-            self.tell(Some(next), Ok(()));
-        }
-    }
-
-    fn tell(&mut self, ticket: Option<Ticket>, turn: Result<(), Refused>) {
-        if let Some(tell) = ticket.and_then(|ticket| self.line.remove(&ticket)) {
-            // Fails if they are leaving at this moment; then their leaving lets the next one in.
-            let _ = tell.send(turn);
-        }
-    }
-}
-
-/// Rung at every change of a report; costs next to nothing while nobody listens.
-#[derive(Default)]
-struct Bell(watch::Sender<u64>);
-
-impl Bell {
-    fn ring(&self) {
-        if self.0.receiver_count() > 0 {
-            self.0.send_modify(|rung| *rung = rung.wrapping_add(1));
-        }
     }
 }
 

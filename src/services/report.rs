@@ -17,7 +17,7 @@ pub struct ServiceReport {
     pub queued: u32,
     /// How busy it is.
     pub load: Load,
-    /// How long one request takes from when it is let in, smoothed; 0 before the first.
+    /// How long one request takes from when it is let in, smoothed; at least 1, and 0 before the first.
     pub service_time_ms: u32,
     /// Whether it takes requests.
     pub state: ServiceState,
@@ -34,6 +34,17 @@ pub enum ServiceState {
     Draining,
 }
 
+impl ServiceState {
+    /// In one word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ServiceState::Ready => "ready",
+            ServiceState::Loading => "loading",
+            ServiceState::Draining => "draining",
+        }
+    }
+}
+
 impl ServiceReport {
     /// Of the requests at our door, what the upstream said last, and how busy the machine is.
     pub fn of(admission: &Admission, reading: Option<Reading>, busy: Busy, state: ServiceState) -> ServiceReport {
@@ -43,7 +54,7 @@ impl ServiceReport {
             running: figure(running),
             queued: figure(queued),
             load: load_of(of_one(admission, reading, busy)),
-            service_time_ms: admission.service_time().map_or(0, millis),
+            service_time_ms: admission.service_time().map_or(0, |took| millis(took).max(1)),
             state,
         }
     }

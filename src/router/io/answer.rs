@@ -15,9 +15,9 @@ use hyper::body::Incoming;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::time::Sleep;
 
-use super::{called::Called, overlay::Lease, replay::Replay, underway::Underway};
+use super::{account::Account, called::Called, overlay::Lease, replay::Replay, underway::Underway};
 use crate::{
-    router::{Refusal, headers, sse::Events},
+    router::{Outcome, Refusal, headers, sse::Events},
     services::Permit,
 };
 
@@ -37,6 +37,8 @@ struct Bounds {
     until: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     /// Kept, not read.
     _kept: Option<Box<dyn Send>>,
+    /// Is told how it goes.
+    account: Account,
 }
 
 enum Kind {
@@ -75,6 +77,12 @@ impl AnswerBody {
         self
     }
 
+    /// The same; `account` is told how it goes on and ends.
+    pub(super) fn accounted(mut self, account: Account) -> AnswerBody {
+        self.1.account = account;
+        self
+    }
+
     fn of(kind: Kind) -> AnswerBody {
         AnswerBody(kind, Bounds::default())
     }
@@ -84,6 +92,7 @@ impl AnswerBody {
 pub fn refuse(refusal: &Refusal, request_id: &str) -> Answer {
     let mut answer = Response::new(AnswerBody::bytes(refusal.body(request_id)));
     *answer.status_mut() = refusal.status();
+    answer.extensions_mut().insert(Outcome::of(refusal));
     let answer_headers = answer.headers_mut();
     answer_headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     answer_headers.insert(headers::EXECUTED, HeaderValue::from_static(refusal.executed().as_str()));
@@ -214,11 +223,15 @@ impl Body for AnswerBody {
             *self = AnswerBody::bytes("");
             return Poll::Ready(Some(Err("who asked is no longer a member".into())));
         }
-        match &mut self.0 {
+        let polled = match &mut self.0 {
             Kind::Ready(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Kind::Page(body) => Pin::new(body).poll_frame(context).map_err(Into::into),
             Kind::Stream(stream) => stream.poll(context),
+        };
+        if let Poll::Ready(frame) = &polled {
+            self.1.account.on_frame(frame.as_ref(), self.is_end_stream());
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

@@ -1,6 +1,6 @@
 //! One attempt: a request sent one way to one worker, until the head of its answer.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Response, Uri, header, uri::PathAndQuery};
 use hyper::body::Incoming;
@@ -215,12 +215,6 @@ impl Shared {
         let refusal = full.then(|| Refusal::Full(retry_after.unwrap_or(Duration::from_secs(1))));
         let why = format!("refused over the {path} with status {}", answer.status().as_u16());
         Err(Failed { failure, trouble: None, refusal, why })
-    }
-
-    /// Notes how long an attempt took to the head of its answer.
-    pub(super) fn timing(hop: &str, began_at: Instant) -> Option<HeaderValue> {
-        let took = clock::now().saturating_duration_since(began_at);
-        HeaderValue::try_from(format!("{hop};dur={:.3}", took.as_secs_f64() * 1000.0)).ok()
     }
 }
 

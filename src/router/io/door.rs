@@ -16,6 +16,7 @@ use wiremesh_certs::{NodeId, OverlayIp, ProofChecker, TrustStore};
 
 use super::{
     Router, Shared,
+    account::Account,
     answer::{Answer, AnswerBody, refuse},
     believed::Believed,
     lock, openai,
@@ -108,11 +109,19 @@ impl Router {
 impl Surface {
     /// Answers one request from `peer`.
     pub async fn answer(&self, mut request: Request<Incoming>, peer: SocketAddr) -> Answer {
+        if !is_call(&request) {
+            return self.answer_one(request, peer).await;
+        }
+        let account = Account::open(&self.shared, &mut request, matches!(self.door, Door::Local(_)));
+        account.answered(self.answer_one(request, peer).await)
+    }
+
+    async fn answer_one(&self, mut request: Request<Incoming>, peer: SocketAddr) -> Answer {
         let believed = match self.let_in(&mut request, peer) {
             Ok(believed) => believed,
             Err(refusal) => return self.keep_out(&refusal, &request, peer),
         };
-        if request.uri().path().starts_with(SERVICES) || openai::is_call(&request) {
+        if is_call(&request) {
             return self.answer_call(request, peer, believed).await;
         }
         let id = self.shared.request_id(request.headers());
@@ -205,6 +214,11 @@ impl Surface {
     }
 }
 
+/// Whether a request is for a service or a model.
+fn is_call(request: &Request<Incoming>) -> bool {
+    request.uri().path().starts_with(SERVICES) || openai::is_call(request)
+}
+
 /// Who proves who they are and may not come in is told so; who proves nothing is asked for a proof.
 fn refusal_of(refused: &wiremesh_certs::Refused) -> Refusal {
     match refused {
@@ -242,11 +256,11 @@ async fn routes(
     State(shared): State<Arc<Shared>>,
     axum::extract::Path(service): axum::extract::Path<String>,
 ) -> Result<Json<serde_json::Value>, (StatusCode, String)> {
-    let service = service.parse().map_err(|_| {
+    let service: wiremesh_certs::ServiceName = service.parse().map_err(|_| {
         let refusal = Refusal::Path(crate::router::BadPath::Service);
         (refusal.status(), refusal.body(""))
     })?;
-    Ok(Json(shared.explain(&service).await))
+    Ok(Json(shared.explain(&service).await.json(service.as_str())))
 }
 
 async fn ready(State(known): State<Known>) -> impl IntoResponse {

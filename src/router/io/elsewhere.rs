@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use http::Response;
 use hyper::body::Incoming;
-use serde_json::{Value, json};
 use wiremesh_certs::{Offer, ServiceName};
 
 use super::{
@@ -23,7 +22,10 @@ use crate::{
     clock,
     router::{
         Affinity, Asked, CallId, Failure, Found, Next, Path, Plan, Refusal, Selection, Source, Target, Worker, explain,
-        headers, select,
+        headers,
+        route::{self, Route},
+        select,
+        timing::Timing,
     },
 };
 
@@ -50,6 +52,7 @@ impl Shared {
         }
         let service = subject(&target);
         let found = self.find_target(&target).await;
+        outgoing.account.on_route(|| Route { source: found.source, ways: self.ways(&service, &found.workers) });
         let selection = self.select(&service, &found.workers, outgoing.affinity);
         let mut plan = Plan::new(selection.ways, outgoing.needs.repeatable);
         if matches!(&not_here, NotHere::Failed(Failed { failure: Failure::Uncertain, .. })) {
@@ -69,6 +72,7 @@ impl Shared {
             let Next::Try(tried) = next else { break next };
             let worker = &found.workers[tried.worker];
             let began_at = clock::now();
+            outgoing.account.on_attempt(&worker.name, tried.path);
             let mut underway = Underway::begin(&self.fleet, &service, worker.id, tried.path);
             let failed = match self.attempt(&outgoing, worker, tried.path, &mut underway).await {
                 Ok((answer, held)) => {
@@ -77,12 +81,17 @@ impl Shared {
                         worker: header(worker.name.as_str()),
                         path: tried.path,
                         source: found.source,
-                        timing: Shared::timing("worker", began_at),
+                        timing: match &held.lease {
+                            Some(lease) => Timing::default().with("connect", lease.waited_for()),
+                            None => Timing::default(),
+                        }
+                        .with("worker", clock::now().saturating_duration_since(began_at)),
                     };
                     return Ok(self.finish(outgoing, answer, Held { underway: Some(underway), ..held }, way));
                 }
                 Err(failed) => failed,
             };
+            outgoing.account.on_failed(&failed.why);
             tracing::debug!(worker = %worker.name, path = %tried.path, why = failed.why, "attempt failed");
             underway.on_failed(failed.ended(tried.path));
             self.learn(&target, worker, tried.path, &failed);
@@ -209,21 +218,22 @@ impl Shared {
     }
 
     /// Who would be asked for `service`, in order, and why. Sends nothing to anybody but the directory.
-    pub(super) async fn explain(&self, service: &ServiceName) -> Value {
+    pub(super) async fn explain(&self, service: &ServiceName) -> Route {
         let found = self.find(&Offer::Service(service.clone())).await;
         let here = self.parts.services.offered().contains(service);
         let source = if here { Source::Local } else { found.source };
-        let now = clock::unix();
-        let local = here.then(|| {
-            json!({"path": Path::Local.as_str(), "worker": self.parts.name.as_str(),
-                   "load": self.parts.services.load().share(), "ejected": false})
+        let local = here.then(|| route::Way {
+            worker: self.parts.name.clone(),
+            path: Path::Local,
+            load: self.parts.services.load().share(),
+            age: None,
+            score: None,
+            parts: Vec::new(),
+            report_age: None,
+            excluded: None,
         });
-        let ways = self.select(service, &found.workers, None).ways.into_iter().map(|way| {
-            let worker = &found.workers[way.worker];
-            json!({"path": way.path.as_str(), "worker": worker.name.as_str(), "load": way.load.share(),
-                   "age_seconds": now.saturating_since(worker.published_at).as_secs(), "ejected": way.ejected})
-        });
-        json!({"service": service.as_str(), "source": source.as_str(), "ways": local.into_iter().chain(ways).collect::<Vec<_>>()})
+        let others = self.ways(service, &found.workers);
+        Route { source, ways: local.into_iter().chain(others).collect() }
     }
 
     pub(super) async fn find(&self, offer: &Offer) -> Found {
@@ -232,6 +242,14 @@ impl Shared {
         found.workers.retain(|worker| worker.name != self.parts.name);
         found.workers.truncate(MAX_WORKERS);
         found
+    }
+
+    /// The ways that would be gone now, for people.
+    fn ways(&self, service: &ServiceName, workers: &[Worker]) -> Vec<route::Way> {
+        let asked = Asked { service, workers, overlay: self.parts.overlay, affinity: None };
+        let considered = explain(&asked, &mut lock(&self.fleet), &mut self.health(), clock::now());
+        let now = clock::unix();
+        considered.iter().map(|way| route::Way::of(&workers[way.candidate.worker], way, now)).collect()
     }
 
     fn select(&self, service: &ServiceName, workers: &[Worker], affinity: Option<Affinity>) -> Selection {

@@ -9,21 +9,22 @@ use super::{
     outgoing::Outgoing,
     upgrade,
 };
-use crate::router::{Path, Source, headers, sse};
+use crate::router::{Path, Source, headers, sse, timing::Timing};
 
 /// How an answer came.
 pub(super) struct Way {
     pub worker: HeaderValue,
     pub path: Path,
     pub source: Source,
-    pub timing: Option<HeaderValue>,
+    /// Where the time to it went.
+    pub timing: Timing,
 }
 
 impl Shared {
     /// Makes our answer of a worker's or upstream's. `held` and what the request holds are given up at its end.
     pub(super) fn finish(&self, outgoing: Outgoing, answer: Response<Incoming>, mut held: Held, way: Way) -> Answer {
-        self.first_byte(outgoing.arrived_at);
-        let Outgoing { replay, upgrade, turn, to_client, in_flight, called, .. } = outgoing;
+        let took = self.first_byte(outgoing.arrived_at);
+        let Outgoing { replay, upgrade, turn, to_client, in_flight, called, account, .. } = outgoing;
         let (mut parts, body) = answer.into_parts();
         let events = to_client.then(|| sse::Events::in_answer(&parts.headers)).flatten();
         let switches = parts.status == StatusCode::SWITCHING_PROTOCOLS;
@@ -33,7 +34,8 @@ impl Shared {
         parts.headers.insert(headers::WORKER, way.worker);
         parts.headers.insert(headers::PATH, HeaderValue::from_static(way.path.as_str()));
         parts.headers.insert(headers::SOURCE, HeaderValue::from_static(way.source.as_str()));
-        if let Some(timing) = way.timing {
+        let timing = if to_client { way.timing.with("total", took) } else { way.timing };
+        if let Some(timing) = timing.header() {
             parts.headers.append(headers::SERVER_TIMING, timing);
         }
         // What belongs to their connection is not ours.
@@ -52,7 +54,7 @@ impl Shared {
         }
         if let (Some((ours, connections)), Some(theirs)) = (turn, theirs) {
             let upgraded = InFlight::new(&self.counters.upgraded);
-            upgrade::splice(ours, theirs, connections, (held, upgraded));
+            upgrade::splice(ours, theirs, connections, (held, upgraded, account));
         }
         Response::from_parts(parts, AnswerBody::bytes(""))
     }

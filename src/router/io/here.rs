@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     clock,
-    router::{Failure, Path, Refusal, Source, headers},
+    router::{Failure, Path, Refusal, Source, headers, timing::Timing},
     services::{self, Permit, Reservation, ServiceState},
 };
 
@@ -61,6 +61,7 @@ impl Shared {
 
     /// By a service of this node. Gives the request back if it was not executed, or may safely be again.
     pub(super) async fn here(&self, mut outgoing: Outgoing) -> Result<Answer, (Outgoing, NotHere)> {
+        let queued_at = clock::now();
         if self.is_draining() {
             return Err((outgoing, NotHere::Draining));
         }
@@ -78,19 +79,24 @@ impl Shared {
                 Err(services::Refused::Full(after)) => return Err((outgoing, NotHere::Full(after))),
             };
             let began_at = clock::now();
+            outgoing.account.on_service(&service);
+            outgoing.account.on_attempt(&self.parts.name, Path::Local);
             let failed = match self.to_upstream(&outgoing, permit.upstream()).await {
                 Ok(answer) => {
                     let way = Way {
                         worker: self.worker_header.clone(),
                         path: Path::Local,
                         source: Source::Local,
-                        timing: Shared::timing("upstream", began_at),
+                        timing: Timing::default()
+                            .with("queue", began_at.saturating_duration_since(queued_at))
+                            .with("upstream", clock::now().saturating_duration_since(began_at)),
                     };
                     let held = Held { permit: Some(permit), ..Held::default() };
                     return Ok(self.finish(outgoing, answer, held, way));
                 }
                 Err(failed) => failed,
             };
+            outgoing.account.on_failed(&failed.why);
             if let (Some(called), Failure::ConnectionRefused | Failure::Unreachable) =
                 (&mut outgoing.called, failed.failure)
             {

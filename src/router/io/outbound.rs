@@ -13,6 +13,7 @@ use wiremesh_certs::OverlayIp;
 
 use super::{
     Shared,
+    account::Account,
     answer::{Answer, InFlight, refuse},
     attempt::Failed,
     here::NotHere,
@@ -74,7 +75,8 @@ impl Shared {
         let turn = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         let expects = headers::expects(request.headers());
         let (mut parts, body) = request.into_parts();
-        let replay = Replay::new(body, expects);
+        let account = parts.extensions.remove::<Account>().unwrap_or_default();
+        let replay = Replay::new(body, expects).counting(account.received());
         let needs = match needs {
             Some(needs) => needs,
             None => self.needs_of_model(&parts, &asked, &replay).await?,
@@ -84,6 +86,7 @@ impl Shared {
         headers::strip_ours(&mut parts.headers, None);
         headers::move_host(&mut parts.headers, &parts.uri);
         let to_client = forwarded.is_none();
+        account.on_target(&needs.target, forwarded.as_ref().map(|via| &via.origin));
         let via = forwarded.unwrap_or_else(|| Via { origin: self.parts.name.clone(), call });
         parts.headers.insert(headers::REQUEST_ID, request_id);
         let affinity = parts.headers.get(headers::SESSION_ID).map(|session| Affinity::of(session.as_bytes()));
@@ -105,6 +108,7 @@ impl Shared {
             to_client,
             affinity,
             replay,
+            account,
             in_flight: InFlight::new(&self.counters.in_flight),
         };
         if by_us { self.route(outgoing).await } else { Ok(self.only_here(outgoing).await) }

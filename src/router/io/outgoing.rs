@@ -6,6 +6,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Uri, header, uri::PathAndQue
 use hyper::upgrade::OnUpgrade;
 
 use super::{
+    account::Account,
     answer::InFlight,
     called::Called,
     replay::{AttemptBody, Replay},
@@ -43,6 +44,7 @@ pub(super) struct Outgoing {
     pub asker: Asker,
     /// What its caller is told of it, if that is another agent.
     pub called: Option<Called>,
+    pub account: Account,
 }
 
 impl Outgoing {
@@ -76,6 +78,7 @@ impl Outgoing {
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = uri;
         *request.headers_mut() = self.headers.clone();
+        self.account.mark(request.headers_mut());
         request.headers_mut().insert(headers::VIA, self.via.header());
         if let Some(upgrade) = &self.upgrade {
             request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));

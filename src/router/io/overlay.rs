@@ -83,7 +83,12 @@ impl Pool {
         let connections = self.connections(address);
         match connections.open_one() {
             Some(lease) => Ok(lease),
-            None => connections.connect(address).await,
+            None => {
+                let asked_at = clock::now();
+                let mut lease = connections.connect(address).await?;
+                lease.waited_for = clock::now().saturating_duration_since(asked_at);
+                Ok(lease)
+            }
         }
     }
 
@@ -194,6 +199,7 @@ pub enum Sign {
 /// A place on a connection, for one request until the end of its answer.
 pub struct Lease {
     connection: Arc<Connection>,
+    waited_for: Duration,
     /// How long the connection took, if it was made for this request.
     pub connected_in: Option<Duration>,
 }
@@ -245,9 +251,14 @@ impl Lease {
         self.connection.dead.cancel();
     }
 
+    /// How long the request waited for the connection to be made; nothing if it was open.
+    pub fn waited_for(&self) -> Duration {
+        self.waited_for
+    }
+
     fn new(connection: Arc<Connection>) -> Lease {
         connection.streams.fetch_add(1, Ordering::Relaxed);
-        Lease { connection, connected_in: None }
+        Lease { connection, waited_for: Duration::ZERO, connected_in: None }
     }
 }
 

@@ -7,7 +7,7 @@
 use std::{
     collections::VecDeque,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     task::{Context, Poll, Waker, ready},
 };
 
@@ -16,6 +16,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
+use super::account::Received;
 use crate::router::headers::Expects;
 
 /// A body of which more than this was passed on is not sent a second time. What goes beyond, or says so at its beginning,
@@ -70,8 +71,17 @@ impl Replay {
             open_bytes: unasked_bytes,
             held_back: false,
             waiting: None,
+            received: None,
         };
         Replay(Some(Arc::new(Shared { state: Mutex::new(state), unasked_bytes, holds_back: Notify::new() })))
+    }
+
+    /// The same; what comes from the client is counted in `received`.
+    pub fn counting(self, received: Option<Received>) -> Replay {
+        if let Some(shared) = &self.0 {
+            lock(&shared.state).received = received;
+        }
+        self
     }
 
     /// The body for the next attempt, from its beginning. The one before it ends.
@@ -211,6 +221,7 @@ struct State {
     open_bytes: usize,
     held_back: bool,
     waiting: Option<Waker>,
+    received: Option<Received>,
 }
 
 impl State {
@@ -271,6 +282,9 @@ impl State {
     fn keep(&mut self, frame: &Frame<Bytes>) {
         // Trailers are rare, and a body that has them has ended: not worth remembering.
         let data = frame.data_ref();
+        if let (Some(received), Some(data)) = (&self.received, data) {
+            received.fetch_add(data.len() as u64, Ordering::Relaxed);
+        }
         self.kept_bytes = self.kept_bytes.saturating_add(data.map_or(usize::MAX, Bytes::len));
         self.intact &= self.kept_bytes <= REPLAY_BUFFER_BYTES;
         if let (true, Some(data)) = (self.intact, data) {

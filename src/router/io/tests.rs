@@ -1,5 +1,6 @@
 //! The router against real servers on loopback addresses.
 
+mod accounts;
 mod answers;
 mod certainty;
 mod doors;

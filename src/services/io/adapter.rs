@@ -27,6 +27,8 @@ use crate::{
 const POLL_EVERY: Duration = Duration::from_secs(2);
 /// Models come and go seldom.
 const POLLS_PER_LISTING: u32 = 15;
+/// An upstream that is up and cannot say what it is is asked so often, then taken for what it says without that.
+const RECOGNISE_TRIES: u32 = 5;
 /// After so many polls in a row without an answer the last one says nothing any more.
 const MISSES: u32 = 3;
 
@@ -66,13 +68,17 @@ impl Known<'_> {
         let mut due = clock::beats(POLL_EVERY);
         let kind = match self.service.config.kind {
             Some(kind) => kind,
-            None => loop {
-                if let Some(kind) = self.recognise().await {
-                    tracing::debug!(service = %self.service.config.name, kind = kind.as_str(), "upstream recognised");
-                    break kind;
+            None => {
+                let mut tries = 1;
+                loop {
+                    if let Some(kind) = self.recognise(tries == RECOGNISE_TRIES).await {
+                        tracing::debug!(service = %self.service.config.name, kind = kind.as_str(), "upstream recognised");
+                        break kind;
+                    }
+                    due.tick().await;
+                    tries += 1;
                 }
-                due.tick().await;
-            },
+            }
         };
         self.shared.on_kind(self.service, self.life_number, kind);
         let mut polling = Polling::default();
@@ -92,16 +98,16 @@ impl Known<'_> {
         }
     }
 
-    /// `None` if the upstream cannot say yet.
-    async fn recognise(&self) -> Option<Kind> {
+    /// `None` if the upstream cannot say yet, and this is not the `last` time that it is asked.
+    async fn recognise(&self, last: bool) -> Option<Kind> {
         for (path, tells) in RECOGNISED_BY {
             match self.ask(path, None).await {
                 Said::Text(text) => match tells(&text) {
                     Some(kind) => return Some(kind),
                     None => continue,
                 },
-                Said::Nothing => continue,
-                Said::NotNow => return None,
+                Said::NotNow if !last => return None,
+                Said::Nothing | Said::NotNow => continue,
             }
         }
         Some(Kind::Generic)
@@ -182,32 +188,4 @@ impl Polling {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_an_upstream_does_not_have_is_not_asked_again() {
-        let mut polling = Polling::default();
-        assert!(polling.is_worth_it(Kind::LlamaCpp));
-
-        polling.strike(0);
-        polling.strike(1);
-        assert!(polling.is_worth_it(Kind::LlamaCpp) && polling.is_struck(1) && !polling.is_struck(2));
-        polling.strike(2);
-
-        assert!(!polling.is_worth_it(Kind::LlamaCpp));
-        assert!(!Polling::default().is_worth_it(Kind::Ollama));
-    }
-
-    #[test]
-    fn the_last_figures_stand_for_a_few_polls_without_an_answer() {
-        let mut polling = Polling::default();
-        let reading = Reading { running: Some(3), ..Reading::default() };
-
-        assert_eq!(polling.on_reading(Reading::default()), None);
-        assert_eq!(polling.on_reading(reading), Some(reading));
-        let after: Vec<_> = (0..MISSES).map(|_| polling.on_reading(Reading::default())).collect();
-
-        assert_eq!(after, [Some(reading), Some(reading), None]);
-    }
-}
+mod tests;

@@ -72,6 +72,7 @@ fn gpu(nvml: &Nvml, index: u32) -> Result<Gpu, NvmlError> {
         // A GPU cut into MIG slices has no figure for the whole.
         utilization_percent: device.utilization_rates().map_or(0, |rates| rates.gpu),
         temperature_celsius: device.temperature(TemperatureSensor::Gpu).ok(),
+        processes: device.running_compute_processes_count().ok(),
     })
 }
 

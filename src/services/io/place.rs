@@ -61,17 +61,20 @@ impl Permit {
     }
 
     /// The request found nobody at the upstream and nothing of it was sent: if the upstream is being started again, it is
-    /// the first in line.
+    /// the first in line; else its place is given up.
     pub fn back_in_line(mut self) -> Option<Reservation> {
         let service = self.service.clone();
         let mut door = lock(&service.door);
+        self.held = false;
         if !door.standing.is_held() || self.returns >= MAX_RETURNS {
+            let next = door.admission.give_back();
+            door.tell(next, Ok(()));
             drop(door);
+            service.changed.ring();
             return None;
         }
         let ticket = door.admission.back_in_line(self.asker);
         let turn = door.wait(ticket);
-        self.held = false;
         drop(door);
         service.changed.ring();
         let line = InLine { service: Some(service), ticket, turn };

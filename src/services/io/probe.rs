@@ -38,13 +38,15 @@ pub(super) async fn run(
         tracing::trace!(service = %service.config.name, ?probe, "probed");
         shared.on_probe(&service, probe);
         life.mark_unchanged();
-        let is_held = service.is_held();
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            // Somebody else found it gone: how gone, we see for ourselves.
-            _ = life.changed() => {}
-            () = tokio::time::sleep(PROBE_HELD_EVERY), if is_held => {}
-            _ = due.tick(), if !is_held => {}
+        loop {
+            let is_held = service.is_held();
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                // Its line may have begun to wait.
+                _ = life.changed() => {}
+                () = tokio::time::sleep(PROBE_HELD_EVERY), if is_held => break,
+                _ = due.tick(), if !is_held => break,
+            }
         }
     }
 }

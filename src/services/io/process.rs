@@ -205,4 +205,44 @@ mod tests {
         stop.cancel();
         running.await.unwrap().unwrap();
     }
+
+    #[tokio::test]
+    async fn what_a_command_started_ends_with_it_and_its_end_is_told_before_it_is_started_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let child = folder.path().join("child");
+        let script = format!("sleep 1000 & echo $! > {0}.new; mv {0}.new {0}", child.display());
+        let config = shell(&script);
+        let (ended, mut ends) = tokio::sync::mpsc::unbounded_channel();
+        let stop = CancellationToken::new();
+
+        tokio::select! {
+            _ = run(&config, || ended.send(()).unwrap(), stop.clone()) => panic!("not asked to stop"),
+            end = ends.recv() => end.unwrap(),
+        }
+
+        let pid = std::fs::read_to_string(&child).unwrap();
+        let process = format!("/proc/{}/stat", pid.trim());
+        // Whose child it became then has still to ask how it ended.
+        let alive = || std::fs::read_to_string(&process).is_ok_and(|stat| !stat.contains(") Z "));
+        while alive() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_command_that_ignores_sigterm_is_killed_after_its_grace() {
+        let folder = tempfile::tempdir().unwrap();
+        let ready = folder.path().join("ready");
+        let script = format!("trap '' TERM; touch {}; while :; do sleep 0.05; done", ready.display());
+        let config = ServiceConfig { stop_grace: Duration::from_millis(50), ..shell(&script) };
+        let stop = CancellationToken::new();
+        let running = tokio::task::spawn(run_until(config, stop.clone()));
+        while !ready.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+
+        stop.cancel();
+
+        running.await.unwrap().unwrap();
+    }
 }

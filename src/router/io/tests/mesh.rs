@@ -41,6 +41,7 @@ pub type Body = BoxBody<Bytes, String>;
 pub const DAY: Duration = Duration::from_secs(86_400);
 
 pub struct Mesh {
+    pub audience: crate::router::io::Audience,
     authority: Authority,
     pub trust: Arc<TrustStore>,
     rng: Mutex<StdRng>,
@@ -58,7 +59,7 @@ impl Mesh {
             CaParameters { mesh: "test".parse().unwrap(), network: "127.0.0.0/8".parse().unwrap(), lifetime: DAY };
         let authority = Authority::create(&parameters, clock::unix(), &mut rng).unwrap();
         let trust = Arc::new(TrustStore::new(Trust::new(authority.certificate().clone())));
-        Mesh { authority, trust, rng: Mutex::new(rng) }
+        Mesh { audience: Default::default(), authority, trust, rng: Mutex::new(rng) }
     }
 
     /// A key and a certificate for it.
@@ -106,6 +107,7 @@ impl Mesh {
             directory: directory.clone(),
             prove,
             overlay: true,
+            audience: self.audience.clone(),
             seed: u64::from(last_byte),
         })
         .unwrap();

@@ -11,6 +11,11 @@
 //! | `/slow?ms=N` | who answered, after N ms |
 //! | `/status?code=N` | who answered, with that status |
 //! | anything else | who answered, and what was asked |
+//!
+//! With `--speaks` it also says about itself what servers of that kind say, and `/say?running=N&waiting=N` makes it say
+//! other figures; none of that is counted.
+
+mod speaks;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -51,6 +56,9 @@ struct Arguments {
     /// The service it answers for.
     #[arg(long)]
     service: String,
+    /// What it says that it is.
+    #[arg(long)]
+    speaks: Option<speaks::Kind>,
 }
 
 /// Who this is and what it did.
@@ -77,6 +85,10 @@ async fn main() -> anyhow::Result<()> {
         .fallback(answer)
         .layer(middleware::from_fn_with_state(server.clone(), count));
     let app = counted.route("/alive", get(async || "alive")).route("/count", get(executions)).with_state(server);
+    let app = match arguments.speaks {
+        Some(kind) => app.merge(speaks::pages(kind)),
+        None => app,
+    };
     let listener = tokio::net::TcpListener::bind(arguments.listen).await?;
     axum::serve(listener, app).await?;
     Ok(())
