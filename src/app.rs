@@ -7,6 +7,7 @@
 
 mod adapters;
 mod assemble;
+mod drain;
 mod glue;
 mod members;
 mod metrics;
@@ -18,16 +19,13 @@ mod telling;
 mod tests;
 mod view;
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::signal::unix::{SignalKind, signal};
 
 pub use self::socket::SOCKET;
 use self::view::View;
-use crate::{cli::failure::Failure, clock, config::Config, router, task::Tasks};
+use crate::{cli::failure::Failure, clock, config::Config, task::Tasks};
 
 /// What is not part of answering a request has this long to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -63,24 +61,13 @@ pub async fn run(config: Config) -> Result<(), Failure> {
 /// A running agent, as far as stopping it needs to know.
 struct Agent {
     view: Arc<View>,
-    router: router::io::Router,
     listeners: Tasks,
 }
 
 impl Agent {
     /// Leaves in order: nobody is sent to us any more, what was begun is finished, then the ground is taken away.
     async fn stop(self, config: &Config, tasks: &Tasks, ground: &Tasks) {
-        self.view.recorder.leaving.store(true, Ordering::Relaxed);
-        self.router.drain();
-        self.view.membership.announce();
-        let withdrawing = async {
-            if let Some(record) = self.view.recorder.record()
-                && let Err(why) = self.view.directory.withdraw(&record).await
-            {
-                tracing::debug!(%why, "not withdrawn, our record ends by itself");
-            }
-        };
-        let ((), drained) = tokio::join!(withdrawing, self.listeners.drain(config.drain_grace + STOP_LIMIT));
+        let ((), drained) = tokio::join!(self.view.drain(), self.listeners.drain(config.drain_grace + STOP_LIMIT));
         self.view.membership.keep_seeds(members::seeds_of(self.view.directory.contacts(), config.dht.port));
         if !drained {
             tracing::warn!(grace = ?config.drain_grace, "some answers did not end in time and were cut");

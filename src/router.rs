@@ -4,20 +4,26 @@
 //! client ──► Needs (service, or the model its body names) ──► offered here? ──► upstream
 //!                └──► Find: who offers it, and how do we know
 //!                       └──► Plan: healthy before ejected, overlay before tunnel, 50/30/20 among the least loaded
-//!                              └──► attempt: send, ask whether they live, stream back ──► Health learns
+//!                              └──► attempt: send, ask whether they live and what it does, stream back ──► Health learns
+//!                                      └── connection lost ──► what became of it? never seen ──► repeat
 //! other agent ──► is this the end of its way? seen before? ──► upstream
 //! ```
 //!
 //! - **Invariant:** a request crosses the mesh at most once: one that carries `x-wiremesh-via` is answered here or refused.
-//! - **Invariant:** a call is executed at most once by an agent, however often it arrives ([`Calls`]).
+//! - **Invariant:** a call is executed at most once by an agent, however often it arrives, and not at all once that agent
+//!   has said that it never saw it ([`Calls`]).
+//! - **Invariant:** a request that must not be executed twice is repeated only if nothing of it was sent, if the worker
+//!   refused it, or if it promised never to have seen it ([`Plan`]).
 //! - **Invariant:** after the first byte of an answer there is no second attempt, and an answer that breaks off never
 //!   ends cleanly.
 //! - Bodies are never collected and never rebuilt; the beginning of one is looked at for the model it names ([`openai`]).
 
 mod access;
+mod budget;
 mod calls;
 mod counters;
 mod fleet;
+mod followed;
 mod headers;
 mod health;
 pub mod io;
@@ -39,7 +45,8 @@ mod work;
 use std::{fmt, net::SocketAddr, sync::Arc};
 
 pub use access::{Line, Outcome, Side, Span, Value};
-pub use calls::{Calls, MAX_CALLS, REMEMBER_CALLS_FOR};
+pub use budget::Budget;
+pub use calls::{BadCallState, CallState, Calls, Duplicate, MAX_CALLS, REMEMBER_CALLS_FOR};
 pub use counters::Counters;
 pub use fleet::{Blame, Dispatch, Ended, Fleet, View};
 use futures::future::BoxFuture;

@@ -21,6 +21,7 @@ use wiremesh_certs::{Verified, files};
 use super::{
     Agent,
     adapters::{self, Coordinator, Pages, PhoneBook},
+    drain,
     glue::{self, Recorder},
     members, options,
     record::Author,
@@ -120,7 +121,7 @@ pub async fn start(config: &Config, tasks: &Tasks, ground: &Tasks, started_at: I
     view.ready.store(true, Ordering::Relaxed);
     let took = clock::now().saturating_duration_since(started_at);
     tracing::info!(listen = %config.api.listen, ?took, "ready");
-    Ok(Agent { view, router, listeners })
+    Ok(Agent { view, listeners })
 }
 
 /// Where requests come in.
@@ -147,7 +148,7 @@ fn serve(
         Some(path) => Some(router::io::ApiKey::new(&files::read_secret(path).context("reading api.key_file")?)),
         None => None,
     };
-    let private = router.local(None, report.clone(), socket::pages(view.clone()));
+    let private = router.local(None, report.clone(), socket::pages(view.clone()).merge(drain::pages(view.clone())));
     tasks.spawn("socket", |stop| router::io::serve(socket, private, stop, grace));
     let local = router.local(key, report.clone(), axum::Router::new());
     let api = api.listen()?;

@@ -243,7 +243,7 @@ impl View {
             troubles.push(format!("{service} is not offered: its upstream fails the health check"));
         }
         if self.recorder.leaving.load(Ordering::Relaxed) {
-            troubles.push("stopping: no new requests are taken".to_owned());
+            troubles.push("draining: services of this node take no new requests".to_owned());
         }
         troubles
     }

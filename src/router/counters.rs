@@ -40,6 +40,10 @@ pub struct Counters {
     pub cancelled: Counter,
     /// Attempts beyond the first of their request.
     pub retries: Counter,
+    /// Attempts that were not made because the budget for repeats was spent.
+    pub retries_denied: Counter,
+    /// Lost calls of which the worker said what became of them, by what it said.
+    pub cleared_up: Family<Reason, Counter>,
     /// Answers that began and broke off.
     pub interrupted_answers: Counter,
     /// Questions to silent workers that went unanswered.
@@ -67,6 +71,8 @@ impl Default for Counters {
             failed_by: Family::default(),
             cancelled: Counter::default(),
             retries: Counter::default(),
+            retries_denied: Counter::default(),
+            cleared_up: Family::default(),
             interrupted_answers: Counter::default(),
             unanswered_questions: Counter::default(),
             in_flight: Gauge::default(),
@@ -91,6 +97,8 @@ impl Counters {
         router.register("failures", "The same, by reason", self.failed_by.clone());
         router.register("cancelled_requests", "Left by their client before an answer", self.cancelled.clone());
         router.register("retries", "Attempts beyond the first", self.retries.clone());
+        router.register("retries_denied", "Repeats the budget did not allow", self.retries_denied.clone());
+        router.register("cleared_up", "Lost calls their worker knew about, by state", self.cleared_up.clone());
         router.register("interrupted_answers", "Answers that broke off", self.interrupted_answers.clone());
         router.register("unanswered_questions", "Silent workers found dead", self.unanswered_questions.clone());
         router.register("in_flight", "Requests in flight", self.in_flight.clone());

@@ -13,6 +13,10 @@ pub const WORKER: HeaderName = HeaderName::from_static("x-wiremesh-worker");
 pub const PATH: HeaderName = HeaderName::from_static("x-wiremesh-path");
 /// How we knew who answers.
 pub const SOURCE: HeaderName = HeaderName::from_static("x-wiremesh-source");
+/// What a worker says about its service, between agents.
+pub const LOAD: HeaderName = HeaderName::from_static("x-wiremesh-load");
+/// The client's name for a conversation, which had better stay with its worker.
+pub const SESSION_ID: HeaderName = HeaderName::from_static("x-session-id");
 /// Asks for [`ROUTE`]; heeded if it comes from a local client.
 pub const EXPLAIN: HeaderName = HeaderName::from_static("x-wiremesh-explain");
 /// Why the request went where it went.
@@ -57,7 +61,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
         header::TRAILER,
         header::TRANSFER_ENCODING,
         header::UPGRADE,
-        // The server has answered it already.
+        // Between the client and us.
         header::EXPECT,
     ] {
         headers.remove(name);
@@ -84,6 +88,21 @@ pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
         text.split(',').any(|protocol| protocol.trim() == "h2c" || protocol.trim().starts_with("http/"))
     };
     if asked { headers.get(header::UPGRADE).filter(|value| !is_http(value)).cloned() } else { None }
+}
+
+/// Whether the client sends its body only once it is told to go on (RFC 9110, 10.1.1).
+pub fn expects(headers: &HeaderMap) -> Expects {
+    let asked = headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    if asked { Expects::Continue } else { Expects::Nothing }
+}
+
+/// What a client waits for before it sends its body.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Expects {
+    /// To be told to go on, which our server does when the body is first asked for.
+    Continue,
+    /// Nothing.
+    Nothing,
 }
 
 /// The next hop gets a `host` of its own; the client's stands in `x-forwarded-host`.

@@ -5,8 +5,10 @@
 
 mod account;
 mod answer;
+mod asking;
 mod attempt;
 mod believed;
+mod called;
 mod door;
 mod elsewhere;
 mod finish;
@@ -18,18 +20,17 @@ mod outgoing;
 mod overlay;
 mod prober;
 mod replay;
+mod reports;
 mod resolve;
 mod serve;
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "what a test starts ends with its runtime")]
 mod tests;
+mod underway;
 mod upgrade;
 
 use std::{
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
@@ -47,8 +48,8 @@ pub use replay::{ALL_AHEAD_BYTES, MAX_AHEAD_BYTES, REPLAY_BUFFER_BYTES};
 pub use serve::{MAX_CONNECTIONS, serve};
 use wiremesh_certs::NodeName;
 
-use self::{overlay::Pool, replay::AttemptBody, resolve::Resolver};
-use super::{Calls, Counters, Find, Health, Prove};
+use self::{called::CallLog, overlay::Pool, replay::AttemptBody, resolve::Resolver};
+use super::{Budget, Counters, Find, Fleet, Health, Prove, followed::Followed};
 use crate::{clock, services};
 
 /// Idle connections to an upstream are closed sooner than common servers close them (2 s and more): a request on a
@@ -97,11 +98,14 @@ impl Router {
                 tunnels,
                 pool: Pool::default(),
                 health: Mutex::default(),
+                fleet: Arc::default(),
+                followed: Mutex::default(),
+                to_follow: tokio::sync::Notify::new(),
                 ejected: tokio::sync::Notify::new(),
-                calls: Mutex::default(),
+                calls: CallLog::new(),
+                budget: Mutex::new(Budget::new(clock::now())),
                 rng: Mutex::new(SmallRng::seed_from_u64(parts.seed)),
                 counters: Counters::default(),
-                draining: AtomicBool::new(false),
                 models: openai::Models::default(),
                 peeks: openai::room(),
                 parts,
@@ -109,9 +113,15 @@ impl Router {
         })
     }
 
-    /// From here on requests for services are refused as not executed; those in flight go on.
+    /// From here on nothing is begun at a service of this node: other agents are told that nothing was executed, and
+    /// requests of our own clients are answered by others. What was begun, and what waits for its turn, goes on.
     pub fn drain(&self) {
-        self.shared.draining.store(true, Ordering::Relaxed);
+        self.shared.parts.services.drain();
+    }
+
+    /// Whether it was asked to.
+    pub fn is_draining(&self) -> bool {
+        self.shared.is_draining()
     }
 
     /// What was counted.
@@ -124,9 +134,10 @@ impl Router {
         self.shared.health().ejected()
     }
 
-    /// Finds out when ejected ways are open again, and closes unused connections, until `stop`.
+    /// Finds out when ejected ways are open again, hears how the workers do that requests go to, and closes unused
+    /// connections, until `stop`.
     pub async fn run(self, stop: crate::task::CancellationToken) -> anyhow::Result<()> {
-        prober::run(&self.shared, stop).await;
+        tokio::join!(prober::run(&self.shared, stop.clone()), reports::run(&self.shared, stop));
         Ok(())
     }
 }
@@ -140,13 +151,18 @@ struct Shared {
     upstreams: HttpClient,
     tunnels: HttpClient,
     pool: Pool,
+    // Locked in this order, if several are: fleet, health, rng.
+    fleet: Arc<Mutex<Fleet>>,
     health: Mutex<Health>,
+    followed: Mutex<Followed>,
+    /// Told when there may be a worker to follow.
+    to_follow: tokio::sync::Notify,
     /// Told of every new ejection.
     ejected: tokio::sync::Notify,
-    calls: Mutex<Calls>,
+    calls: Arc<CallLog>,
+    budget: Mutex<Budget>,
     rng: Mutex<SmallRng>,
     counters: Counters,
-    draining: AtomicBool,
     /// What others serve, as they said a moment ago.
     models: openai::Models,
     /// Room for what is read ahead of bodies.
@@ -159,7 +175,7 @@ impl Shared {
     }
 
     fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
+        self.parts.services.is_draining()
     }
 
     /// Counts how long it took to the head of an answer, and says it.

@@ -2,30 +2,31 @@
 //!
 //! | the attempt | another worker | the same worker by its tunnel |
 //! |---|---|---|
-//! | was never sent (no connection, or provably not begun) | yes | yes |
+//! | was never sent, or the worker promised never to have seen it | yes | yes |
 //! | was refused (`x-wiremesh-executed: no`) | yes | no |
-//! | may have been executed | only if repeatable | yes: the worker knows the call and executes it once |
-//! | was executed in part, says the worker | only if repeatable | no |
+//! | may have been executed, and nobody can tell | only if repeatable | only if repeatable |
+//! | was begun, says the worker | only if repeatable | no |
 //!
-//! All of it only while the body can be sent again from its beginning.
+//! All of it only while the body can be sent again from its beginning. Before an attempt counts as one of which nobody
+//! can tell, the worker was asked.
 
 use super::{Candidate, Path};
 
 /// Attempts for one request, the first included. With one more the client had better decide.
-pub const MAX_ATTEMPTS: usize = 4;
+pub const MAX_ATTEMPTS: usize = 3;
 
 /// How an attempt failed, as far as it matters to what may follow.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Failure {
-    /// Nothing reached the worker, and the path to it seems dead.
+    /// Nothing reached the worker, or it promised not to execute what still does; the path to it seems dead.
     Unreachable,
     /// The worker's machine answers, but nobody listens there.
     ConnectionRefused,
     /// The worker said that it did not and will not execute this call.
     Refused,
-    /// It may have been executed: the path or the worker was lost.
+    /// It may have been executed: the path or the worker was lost, and nobody can tell.
     Uncertain,
-    /// The worker is there, and says that it may have been executed.
+    /// The worker says that it was begun, or that it may have been executed.
     Interrupted,
 }
 
@@ -47,28 +48,19 @@ pub struct Plan {
     left: Vec<Candidate>,
     repeatable: bool,
     attempts: usize,
-    /// The worker that alone may be tried again, because it may have executed the call.
-    uncertain: Option<usize>,
-    /// Whether the call may have been executed, by whom, as long as they have not said otherwise.
-    unsure_of: Vec<By>,
-}
-
-/// Who may have executed a call.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum By {
-    Us,
-    Worker(usize),
+    /// Whether somebody may have executed the request.
+    uncertain: bool,
 }
 
 impl Plan {
     /// `ordered` by [`super::order`]; `repeatable` as in [`super::Needs`].
     pub fn new(ordered: Vec<Candidate>, repeatable: bool) -> Plan {
-        Plan { left: ordered, repeatable, attempts: 0, uncertain: None, unsure_of: Vec::new() }
+        Plan { left: ordered, repeatable, attempts: 0, uncertain: false }
     }
 
-    /// A service of this node was tried before, and may have executed the call.
+    /// A service of this node was tried before, and may have executed the request.
     pub fn after_us(mut self) -> Plan {
-        self.unsure_of.push(By::Us);
+        self.uncertain = true;
         self
     }
 
@@ -80,38 +72,26 @@ impl Plan {
     /// What follows the failure of `tried`. `body_intact`: the body can be sent again from its beginning.
     pub fn after(&mut self, tried: Candidate, failure: Failure, body_intact: bool) -> Next {
         if matches!(failure, Failure::Uncertain | Failure::Interrupted) {
-            self.unsure_of.push(By::Worker(tried.worker));
+            self.uncertain = true;
         }
-        match failure {
-            Failure::Refused => {
-                self.left.retain(|candidate| candidate.worker != tried.worker);
-                // It knows the call, and its word covers the attempt before this one too.
-                self.uncertain = self.uncertain.filter(|&worker| worker != tried.worker);
-                self.unsure_of.retain(|&by| by != By::Worker(tried.worker));
-            }
-            Failure::Interrupted => {
-                self.left.retain(|candidate| candidate.worker != tried.worker);
-                self.uncertain = (!self.repeatable).then_some(tried.worker).or(self.uncertain);
-            }
-            Failure::Uncertain if !self.repeatable => self.uncertain = Some(tried.worker),
-            Failure::Uncertain | Failure::Unreachable | Failure::ConnectionRefused => {}
+        if matches!(failure, Failure::Refused | Failure::Interrupted) {
+            self.left.retain(|candidate| candidate.worker != tried.worker);
         }
-        if self.attempts >= MAX_ATTEMPTS || !body_intact {
+        if self.attempts >= MAX_ATTEMPTS || !body_intact || self.uncertain && !self.repeatable {
             return self.end();
         }
         let same_worker = self.left.iter().position(|candidate| candidate.worker == tried.worker && !candidate.ejected);
-        match (self.uncertain, failure, same_worker) {
-            (Some(worker), _, _) => {
-                let again = self.left.iter().position(|candidate| candidate.worker == worker);
-                again.map_or(Next::Uncertain, |index| self.take(index))
-            }
+        match (failure, same_worker) {
             // The record is fresh, the path is not: its tunnel is the surest guess, and the other workers' overlay
             // addresses may be as dead, at two seconds each.
-            (None, Failure::Unreachable | Failure::Uncertain, Some(index)) if tried.path == Path::Overlay => {
-                self.take(index)
-            }
-            (None, _, _) => self.take(0),
+            (Failure::Unreachable | Failure::Uncertain, Some(index)) if tried.path == Path::Overlay => self.take(index),
+            (_, _) => self.take(0),
         }
+    }
+
+    /// How a request ends for which nobody is to be tried any more.
+    pub fn end(&self) -> Next {
+        if self.uncertain { Next::Uncertain } else { Next::NobodyLeft }
     }
 
     /// Attempts begun.
@@ -125,10 +105,6 @@ impl Plan {
         }
         self.attempts += 1;
         Next::Try(self.left.remove(index))
-    }
-
-    fn end(&self) -> Next {
-        if self.unsure_of.is_empty() { Next::NobodyLeft } else { Next::Uncertain }
     }
 }
 
@@ -164,19 +140,19 @@ mod tests {
     }
 
     #[test]
-    fn what_may_have_been_executed_is_repeated_by_the_same_worker_and_by_nobody_else() {
-        let mut plan = post();
-
-        assert_eq!(plan.after(way(0, Path::Overlay), Failure::Uncertain, true), Next::Try(way(0, Path::Tunnel)));
-        assert_eq!(plan.after(way(0, Path::Tunnel), Failure::Unreachable, true), Next::Uncertain);
+    fn what_may_have_been_executed_is_repeated_by_nobody() {
+        assert_eq!(post().after(way(0, Path::Overlay), Failure::Uncertain, true), Next::Uncertain);
+        assert_eq!(post().after(way(0, Path::Overlay), Failure::Interrupted, true), Next::Uncertain);
     }
 
     #[test]
-    fn a_worker_that_says_it_will_not_execute_frees_the_call_for_others() {
-        let mut plan = post();
+    fn what_was_refused_after_it_may_have_been_executed_may_still_have_been() {
+        let mut plan = plan(true);
 
-        assert_eq!(plan.after(way(0, Path::Overlay), Failure::Uncertain, true), Next::Try(way(0, Path::Tunnel)));
-        assert_eq!(plan.after(way(0, Path::Tunnel), Failure::Refused, true), Next::Try(way(1, Path::Overlay)));
+        plan.after(way(0, Path::Overlay), Failure::Uncertain, true);
+        plan.after(way(0, Path::Tunnel), Failure::Refused, true);
+
+        assert_eq!(plan.after(way(1, Path::Overlay), Failure::Refused, true), Next::Uncertain);
     }
 
     #[test]
@@ -188,8 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_worker_may_have_executed_by_its_own_word_only_an_idempotent_request_repeats_elsewhere() {
-        assert_eq!(post().after(way(0, Path::Overlay), Failure::Interrupted, true), Next::Uncertain);
+    fn what_a_worker_began_by_its_own_word_an_idempotent_request_repeats_elsewhere() {
         let next = plan(true).after(way(0, Path::Overlay), Failure::Interrupted, true);
         assert_eq!(next, Next::Try(way(1, Path::Overlay)));
     }

@@ -10,7 +10,7 @@ use http::HeaderValue;
 use rand::RngCore;
 use wiremesh_certs::NodeName;
 
-/// Names one call. All attempts of the call carry the same one.
+/// Names one call: one attempt to have a request executed by one worker. A repeat is a call of its own.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct CallId(pub [u8; 16]);
 
@@ -20,6 +20,16 @@ impl CallId {
         let mut bytes = [0; 16];
         rng.fill_bytes(&mut bytes);
         CallId(bytes)
+    }
+}
+
+impl FromStr for CallId {
+    type Err = BadVia;
+
+    fn from_str(text: &str) -> Result<CallId, BadVia> {
+        let mut bytes = [0; 16];
+        hex::decode_to_slice(text, &mut bytes).map_err(|_| BadVia)?;
+        Ok(CallId(bytes))
     }
 }
 
@@ -61,9 +71,7 @@ impl FromStr for Via {
 
     fn from_str(text: &str) -> Result<Via, BadVia> {
         let (origin, call) = text.split_once(';').ok_or(BadVia)?;
-        let mut bytes = [0; 16];
-        hex::decode_to_slice(call, &mut bytes).map_err(|_| BadVia)?;
-        Ok(Via { origin: NodeName::new(origin).map_err(|_| BadVia)?, call: CallId(bytes) })
+        Ok(Via { origin: NodeName::new(origin).map_err(|_| BadVia)?, call: call.parse()? })
     }
 }
 

@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::time::Sleep;
 
-use super::{account::Account, overlay::Lease, replay::Replay};
+use super::{account::Account, called::Called, overlay::Lease, replay::Replay, underway::Underway};
 use crate::{
     router::{Outcome, Refusal, headers, sse::Events},
     services::Permit,
@@ -60,7 +60,8 @@ impl AnswerBody {
 
     /// What an upstream or a worker sends. `held` is given up at its end. With `events` a break says why.
     pub(super) fn stream(body: Incoming, held: Held, events: Option<Events>, interrupted: Counter) -> AnswerBody {
-        let stream = Stream { body: Some(body), held: Some(held), events, breaking: None, interrupted };
+        let mut stream = Stream { body: Some(body), held: Some(held), events, breaking: None, interrupted };
+        stream.end_if_over();
         AnswerBody::of(Kind::Stream(Box::new(stream)))
     }
 
@@ -119,6 +120,10 @@ pub(super) struct Held {
     pub replay: Option<Replay>,
     /// Counts the request as in flight.
     pub in_flight: Option<InFlight>,
+    /// What the caller is told of it.
+    pub called: Option<Called>,
+    /// Counts it as in flight at its worker.
+    pub underway: Option<Underway>,
 }
 
 /// One up in a gauge, until dropped.
@@ -161,10 +166,14 @@ impl Stream {
                 if let (Some(events), Some(data)) = (&mut self.events, frame.data_ref()) {
                     events.on_bytes(data);
                 }
+                self.end_if_over();
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => {
                 self.interrupted.inc();
+                if let Some(underway) = self.underway() {
+                    underway.on_break();
+                }
                 self.end();
                 tracing::debug!(%error, "answer broke off");
                 let Some(events) = self.events.take() else { return Poll::Ready(Some(Err(error.into()))) };
@@ -173,10 +182,28 @@ impl Stream {
                 Poll::Ready(Some(Ok(Frame::data(events.last_words(&refusal.body("")).into()))))
             }
             None => {
-                self.end();
+                self.end_well();
                 Poll::Ready(None)
             }
         }
+    }
+
+    /// Who knows that nothing more comes does not ask for it.
+    fn end_if_over(&mut self) {
+        if self.body.as_ref().is_some_and(Body::is_end_stream) {
+            self.end_well();
+        }
+    }
+
+    fn end_well(&mut self) {
+        if let Some(underway) = self.underway() {
+            underway.on_end();
+        }
+        self.end();
+    }
+
+    fn underway(&mut self) -> Option<&mut Underway> {
+        self.held.as_mut()?.underway.as_mut()
     }
 
     fn end(&mut self) {
@@ -221,7 +248,7 @@ impl Body for AnswerBody {
             Kind::Page(body) => body.size_hint(),
             Kind::Stream(stream) => match &stream.body {
                 Some(body) => body.size_hint(),
-                None => SizeHint::default(),
+                None => SizeHint::with_exact(0),
             },
         }
     }

@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use wiremesh_certs::{TrustStore, Verified};
+use wiremesh_certs::{OverlayIp, TrustStore, Verified};
 
 use crate::clock;
 
@@ -23,6 +23,11 @@ impl Believed {
     /// By this trust, at this moment.
     pub fn new(member: Verified, trust: Arc<TrustStore>) -> Believed {
         Believed { member, trust }
+    }
+
+    /// Its address in the overlay, whichever way it came.
+    pub fn address(&self) -> OverlayIp {
+        self.member.address()
     }
 
     /// Ends when the member's certificate is revoked or over.

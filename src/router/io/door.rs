@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 use tower::ServiceExt;
-use wiremesh_certs::{NodeId, ProofChecker, TrustStore};
+use wiremesh_certs::{NodeId, OverlayIp, ProofChecker, TrustStore};
 
 use super::{
     Router, Shared,
@@ -21,6 +21,7 @@ use super::{
     believed::Believed,
     lock, openai,
     outbound::Whence,
+    reports,
     serve::Connections,
 };
 use crate::{
@@ -76,20 +77,25 @@ impl Router {
     /// The surface on the overlay address. Whoever comes from within `network` is a member: the overlay lets nobody speak
     /// from another's address.
     pub fn overlay(&self, network: IpNet, report: Arc<dyn Report>, more: Pages) -> Surface {
-        self.surface(Door::Overlay(network), report, more)
+        self.surface(
+            Door::Overlay(network),
+            report,
+            more.merge(self.shared.calls.pages()).merge(reports::pages(self.shared.parts.services.clone())),
+        )
     }
 
     /// The surface where the tunnel of `node` ends: every request needs a proof of membership.
     pub fn ingress(&self, node: NodeId, trust: Arc<TrustStore>, report: Arc<dyn Report>) -> Surface {
         let checker = Mutex::new(ProofChecker::new(node.to_hex(), clock::unix()));
-        self.surface(Door::Ingress(Box::new((checker, trust))), report, Pages::new())
+        self.surface(Door::Ingress(Box::new((checker, trust))), report, self.shared.calls.pages())
     }
 
     fn surface(&self, door: Door, report: Arc<dyn Report>, more: Pages) -> Surface {
         let shared = self.shared.clone();
         let whence = match door {
             Door::Local(_) => Whence::Client,
-            Door::Overlay(_) | Door::Ingress(_) => Whence::Member,
+            // Whoever it is.
+            Door::Overlay(_) | Door::Ingress(_) => Whence::Member(OverlayIp([0, 0, 0, 0].into())),
         };
         let pages = pages(shared.clone(), report)
             .merge(openai::pages(shared.clone(), whence))
@@ -116,7 +122,7 @@ impl Surface {
             Err(refusal) => return self.keep_out(&refusal, &request, peer),
         };
         if is_call(&request) {
-            return self.answer_call(request, believed).await;
+            return self.answer_call(request, peer, believed).await;
         }
         let id = self.shared.request_id(request.headers());
         request.headers_mut().insert(headers::REQUEST_ID, id.clone());
@@ -133,10 +139,19 @@ impl Surface {
         matches!(self.door, Door::Overlay(_))
     }
 
-    async fn answer_call(&self, mut request: Request<Incoming>, believed: Option<Believed>) -> Answer {
+    async fn answer_call(
+        &self,
+        mut request: Request<Incoming>,
+        peer: SocketAddr,
+        believed: Option<Believed>,
+    ) -> Answer {
         let (limit, whence) = match self.door {
             Door::Local(_) => (MAX_HEADER_BYTES, Whence::Client),
-            Door::Overlay(_) | Door::Ingress(_) => (MAX_HEADER_BYTES + ADDED_BY_US_BYTES, Whence::Member),
+            Door::Overlay(_) | Door::Ingress(_) => {
+                let by_overlay = OverlayIp(peer.ip().to_canonical());
+                let member = believed.as_ref().map_or(by_overlay, Believed::address);
+                (MAX_HEADER_BYTES + ADDED_BY_US_BYTES, Whence::Member(member))
+            }
         };
         let Some(believed) = believed else { return self.shared.answer_call(request, limit, whence).await };
         if let Some(connections) = request.extensions_mut().get_mut::<Connections>() {

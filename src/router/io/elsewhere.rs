@@ -15,42 +15,57 @@ use super::{
     here::NotHere,
     lock,
     outgoing::Outgoing,
+    overlay::Lease,
+    underway::Underway,
 };
 use crate::{
     clock,
     router::{
-        Candidate, Failure, Found, Next, Path, Plan, Refusal, Source, Target, Trouble, Worker, headers, order,
+        Affinity, Asked, CallId, Failure, Found, Next, Path, Plan, Refusal, Selection, Source, Target, Worker, explain,
+        headers,
         route::{self, Route},
+        select,
         timing::Timing,
     },
 };
 
 /// The directory answers sooner; a request does not hang if it does not.
 const FIND_TIMEOUT: Duration = Duration::from_secs(8);
+/// Whether others do better is looked at if they are known: a question to the network takes longer than many a line.
+const KNOWN_AT_ONCE: Duration = Duration::from_millis(50);
+/// A request leaves our line for another worker that scores less than this part of what it has to wait here.
+const CLEARLY_LOWER: f64 = 0.5;
 /// Workers of one service that are considered for one request.
 const MAX_WORKERS: usize = 64;
 
 impl Shared {
-    /// By another worker.
-    pub(super) async fn elsewhere(&self, mut outgoing: Outgoing, not_here: NotHere) -> Result<Answer, Refusal> {
-        if let Target::Model(model) = &outgoing.needs.target {
+    /// By another worker. Gives the request back with what its client is to be told.
+    pub(super) async fn elsewhere(
+        &self,
+        mut outgoing: Outgoing,
+        not_here: NotHere,
+    ) -> Result<Answer, (Outgoing, Refusal)> {
+        lock(&self.budget).on_request();
+        let target = outgoing.needs.target.clone();
+        if let Target::Model(model) = &target {
             outgoing.headers.insert(headers::MODEL, model.header());
         }
-        let target = &outgoing.needs.target;
-        let found = self.find_target(target).await;
-        let candidates = self.candidates(&found.workers);
-        outgoing.account.on_route(|| Route { source: found.source, ways: ways(&found.workers, &candidates) });
-        let mut plan = Plan::new(candidates, outgoing.needs.repeatable);
+        let service = subject(&target);
+        let found = self.find_target(&target).await;
+        outgoing.account.on_route(|| Route { source: found.source, ways: self.ways(&service, &found.workers) });
+        let selection = self.select(&service, &found.workers, outgoing.affinity);
+        let mut plan = Plan::new(selection.ways, outgoing.needs.repeatable);
         if matches!(&not_here, NotHere::Failed(Failed { failure: Failure::Uncertain, .. })) {
             plan = plan.after_us();
         }
         let mut full = match &not_here {
-            NotHere::Full(after) => Some(*after),
-            NotHere::NotOffered | NotHere::Failed(_) => None,
+            NotHere::Full(after) => Some(selection.full_for.map_or(*after, |other| other.min(*after))),
+            NotHere::NotOffered | NotHere::Draining | NotHere::Waits | NotHere::Failed(_) => selection.full_for,
         };
+        let draining = matches!(&not_here, NotHere::Draining);
         let mut why = match not_here {
             NotHere::Failed(failed) => Some(failed.why),
-            NotHere::NotOffered | NotHere::Full(_) => None,
+            NotHere::NotOffered | NotHere::Draining | NotHere::Waits | NotHere::Full(_) => None,
         };
         let mut next = plan.first();
         let tried = loop {
@@ -58,13 +73,10 @@ impl Shared {
             let worker = &found.workers[tried.worker];
             let began_at = clock::now();
             outgoing.account.on_attempt(&worker.name, tried.path);
-            let failed = match self.attempt(&outgoing, worker, tried.path).await {
+            let mut underway = Underway::begin(&self.fleet, &service, worker.id, tried.path);
+            let failed = match self.attempt(&outgoing, worker, tried.path, &mut underway).await {
                 Ok((answer, held)) => {
-                    self.health().on_success((worker.id, tried.path), clock::now());
-                    self.counters.forwarded.inc();
-                    if tried.path == Path::Tunnel {
-                        self.counters.forwarded_by_tunnel.inc();
-                    }
+                    self.on_answered(&target, worker, tried.path);
                     let way = Way {
                         worker: header(worker.name.as_str()),
                         path: tried.path,
@@ -75,28 +87,59 @@ impl Shared {
                         }
                         .with("worker", clock::now().saturating_duration_since(began_at)),
                     };
-                    return Ok(self.finish(outgoing, answer, held, way));
+                    return Ok(self.finish(outgoing, answer, Held { underway: Some(underway), ..held }, way));
                 }
                 Err(failed) => failed,
             };
             outgoing.account.on_failed(&failed.why);
             tracing::debug!(worker = %worker.name, path = %tried.path, why = failed.why, "attempt failed");
-            self.learn(&outgoing, worker, tried.path, &failed);
+            underway.on_failed(failed.ended(tried.path));
+            self.learn(&target, worker, tried.path, &failed);
             if let Some(Refusal::Full(after)) = failed.refusal {
                 full = Some(full.map_or(after, |sooner: Duration| sooner.min(after)));
             }
             next = plan.after(tried, failed.failure, outgoing.replay.is_intact());
             why = Some(failed.why);
             if matches!(next, Next::Try(_)) {
+                if !lock(&self.budget).take(clock::now()) {
+                    self.counters.retries_denied.inc();
+                    break plan.end();
+                }
                 self.counters.retries.inc();
+                // Of the call before, its worker may have been asked, and have promised not to execute it.
+                outgoing.via.call = CallId::random(&mut *lock(&self.rng));
             }
         };
-        Err(match (tried, full, why) {
+        let refusal = match (tried, full, why) {
             (Next::Uncertain, _, why) => Refusal::Interrupted(why.unwrap_or_default()),
             (_, Some(retry_after), _) => Refusal::Full(retry_after),
-            (_, None, Some(why)) => Refusal::NobodyReached { target: target.clone(), why },
-            (_, None, None) => self.nobody_but(target).await,
-        })
+            (_, None, Some(why)) => Refusal::NobodyReached { target, why },
+            (_, None, None) if draining => Refusal::Draining,
+            (_, None, None) => self.nobody_but(&target).await,
+        };
+        Err((outgoing, refusal))
+    }
+
+    /// Whether a request of our own client that would have to wait in the line of a service is likely answered much sooner
+    /// by another worker. Of several services for one model one may be free: such a request stays.
+    pub(super) async fn had_better_leave(&self, target: &Target) -> bool {
+        let Target::Service(service) = target else { return false };
+        let Some(own) = self.work(service).filter(|work| work.running + work.queued >= work.capacity) else {
+            return false;
+        };
+        let Ok(found) = tokio::time::timeout(KNOWN_AT_ONCE, self.find_target(target)).await else { return false };
+        let asked = Asked { service, workers: &found.workers, overlay: self.parts.overlay, affinity: None };
+        let ways = explain(&asked, &mut lock(&self.fleet), &mut self.health(), clock::now());
+        let Some(best) = ways.first().filter(|best| best.excluded.is_none() && !best.candidate.ejected) else {
+            return false;
+        };
+        // As long as it is not known how long requests take, they take as long as there.
+        let service_time = match own.service_time_ms {
+            0 => best.score.service_time,
+            millis => f64::from(millis) / 1000.0,
+        };
+        let own = f64::from(own.running + own.queued + 1) / f64::from(own.capacity) * service_time;
+        best.score.estimate < best.score.capacity && best.score.total < own * CLEARLY_LOWER
     }
 
     async fn attempt(
@@ -104,39 +147,73 @@ impl Shared {
         outgoing: &Outgoing,
         worker: &Worker,
         path: Path,
+        underway: &mut Underway,
     ) -> Result<(Response<Incoming>, Held), Failed> {
-        let (answer, lease) = match path {
-            Path::Tunnel => (self.through_tunnel(outgoing, worker).await?, None),
+        let sent_at = clock::now();
+        let sent = match path {
+            Path::Tunnel => self.through_tunnel(outgoing, worker).await.map(|answer| (answer, None)),
             Path::Overlay | Path::Local => {
-                self.over_overlay(outgoing, worker).await.map(|(answer, lease)| (answer, Some(lease)))?
+                self.over_overlay(outgoing, worker).await.map(|(answer, lease)| (answer, Some(lease)))
             }
         };
-        self.judge(&answer, path)?;
-        Ok((answer, Held { lease, ..Held::default() }))
+        let judged = sent.and_then(|(answer, lease)| {
+            self.judge(&answer, path, underway)?;
+            Ok((answer, lease))
+        });
+        match judged {
+            Ok((answer, lease)) => {
+                if let Some(took) = lease.as_ref().and_then(|lease: &Lease| lease.connected_in) {
+                    underway.on_connect(took);
+                }
+                Ok((answer, Held { lease, ..Held::default() }))
+            }
+            // An idempotent request is sent again without asking.
+            Err(failed) if failed.failure == Failure::Uncertain && !outgoing.needs.repeatable => {
+                Err(self.clear_up(outgoing, worker, sent_at, failed).await)
+            }
+            Err(failed) => Err(failed),
+        }
+    }
+
+    /// What an answer says about the way and about the worker.
+    fn on_answered(&self, target: &Target, worker: &Worker, path: Path) {
+        let now = clock::now();
+        self.health().on_success((worker.id, path), now);
+        self.counters.forwarded.inc();
+        if path == Path::Tunnel {
+            self.counters.forwarded_by_tunnel.inc();
+        }
+        // Which service of the worker serves a model is the worker's affair: it says how that does on its answers.
+        if let (Path::Overlay, Some(address), Target::Service(service)) = (path, worker.overlay, target)
+            && lock(&self.followed).on_use(service, worker.id, address, now)
+        {
+            self.to_follow.notify_one();
+        }
     }
 
     /// What a failed attempt says about the way and about the worker.
-    fn learn(&self, outgoing: &Outgoing, worker: &Worker, path: Path, failed: &Failed) {
+    fn learn(&self, target: &Target, worker: &Worker, path: Path, failed: &Failed) {
+        let now = clock::now();
+        if let Some(Refusal::Full(retry_after)) = failed.refusal {
+            lock(&self.fleet).on_full(&subject(target), worker.id, retry_after, now);
+        }
         let mut health = self.health();
-        let is_lost = if failed.on_the_way {
-            let now = clock::now();
-            // What broke may have broken because nobody was there any more.
-            let refused = failed.failure == Failure::ConnectionRefused;
-            let trouble = if refused { Trouble::Refused } else { Trouble::Silent };
+        let is_lost = if let Some(trouble) = failed.trouble {
             health.on_failure(worker, path, trouble, now, &mut *lock(&self.rng));
             self.ejected.notify_one();
             let other = match path {
                 Path::Tunnel => worker.overlay.is_some().then_some(Path::Overlay),
                 Path::Overlay | Path::Local => worker.tunnel.is_some().then_some(Path::Tunnel),
             };
-            other.is_none_or(|other| health.is_ejected((worker.id, other), now))
+            health.is_ejected((worker.id, path), now)
+                && other.is_none_or(|other| health.is_ejected((worker.id, other), now))
         } else {
             // A worker that is full still offers the service; one that refuses for another reason does not.
             failed.failure == Failure::Refused && failed.refusal.is_none()
         };
         drop(health);
         if is_lost {
-            self.parts.directory.forget(&outgoing.needs.target.offer(), &worker.id);
+            self.parts.directory.forget(&target.offer(), &worker.id);
         }
     }
 
@@ -155,7 +232,7 @@ impl Shared {
             report_age: None,
             excluded: None,
         });
-        let others = ways(&found.workers, &self.candidates(&found.workers));
+        let others = self.ways(service, &found.workers);
         Route { source, ways: local.into_iter().chain(others).collect() }
     }
 
@@ -167,43 +244,28 @@ impl Shared {
         found
     }
 
-    fn candidates(&self, workers: &[Worker]) -> Vec<Candidate> {
-        let now = clock::now();
-        let mut health = self.health();
-        let mut candidates = Vec::with_capacity(workers.len() * 2);
-        for (index, worker) in workers.iter().enumerate() {
-            let mut add = |path| {
-                let ejected = health.is_ejected((worker.id, path), now);
-                candidates.push(Candidate { ejected, path, load: worker.load, worker: index });
-            };
-            if self.parts.overlay && worker.overlay.is_some() {
-                add(Path::Overlay);
-            }
-            if worker.tunnel.is_some() {
-                add(Path::Tunnel);
-            }
-        }
-        drop(health);
-        order(&mut candidates, &mut *lock(&self.rng));
-        candidates
+    /// The ways that would be gone now, for people.
+    fn ways(&self, service: &ServiceName, workers: &[Worker]) -> Vec<route::Way> {
+        let asked = Asked { service, workers, overlay: self.parts.overlay, affinity: None };
+        let considered = explain(&asked, &mut lock(&self.fleet), &mut self.health(), clock::now());
+        let now = clock::unix();
+        considered.iter().map(|way| route::Way::of(&workers[way.candidate.worker], way, now)).collect()
+    }
+
+    fn select(&self, service: &ServiceName, workers: &[Worker], affinity: Option<Affinity>) -> Selection {
+        let asked = Asked { service, workers, overlay: self.parts.overlay, affinity };
+        let (fleet, health, rng) = (&mut *lock(&self.fleet), &mut *self.health(), &mut *lock(&self.rng));
+        select(&asked, fleet, health, rng, clock::now())
     }
 }
 
-/// The ways in their order, for people.
-fn ways(workers: &[Worker], candidates: &[Candidate]) -> Vec<route::Way> {
-    let now = clock::unix();
-    let way = |candidate: &Candidate| {
-        let worker = &workers[candidate.worker];
-        route::Way {
-            worker: worker.name.clone(),
-            path: candidate.path,
-            load: candidate.load.share(),
-            age: Some(now.saturating_since(worker.published_at)),
-            score: None,
-            parts: Vec::new(),
-            report_age: None,
-            excluded: candidate.ejected.then_some("ejected"),
+/// Under which name the fleet knows what is asked for. A model has one that no service has: which service of a worker
+/// serves it is not known.
+fn subject(target: &Target) -> ServiceName {
+    match target {
+        Target::Service(service) => service.clone(),
+        Target::Model(model) => {
+            ServiceName::new(&format!("model-{}", model.tag())).expect("letters and hexadecimal digits make a name")
         }
-    };
-    candidates.iter().map(way).collect()
+    }
 }

@@ -24,7 +24,7 @@ impl Shared {
     /// Makes our answer of a worker's or upstream's. `held` and what the request holds are given up at its end.
     pub(super) fn finish(&self, outgoing: Outgoing, answer: Response<Incoming>, mut held: Held, way: Way) -> Answer {
         let took = self.first_byte(outgoing.arrived_at);
-        let Outgoing { replay, upgrade, turn, to_client, in_flight, account, .. } = outgoing;
+        let Outgoing { replay, upgrade, turn, to_client, in_flight, called, account, .. } = outgoing;
         let (mut parts, body) = answer.into_parts();
         let events = to_client.then(|| sse::Events::in_answer(&parts.headers)).flatten();
         let switches = parts.status == StatusCode::SWITCHING_PROTOCOLS;
@@ -42,6 +42,7 @@ impl Shared {
         parts.extensions.clear();
         parts.version = http::Version::HTTP_11;
         held.in_flight = Some(in_flight);
+        held.called = called;
         if !switches {
             held.replay = Some(replay);
             let body = AnswerBody::stream(body, held, events, self.counters.interrupted_answers.clone());

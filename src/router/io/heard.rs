@@ -1,4 +1,4 @@
-//! A connection that notes whether anything is heard from its other end.
+//! A connection that notes whether anything is heard from its other end, and when.
 
 use std::{
     io,
@@ -8,18 +8,49 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
+    time::{Duration, Instant},
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::clock;
+
 /// Counts what was heard. Clones read the same count.
-#[derive(Clone, Debug, Default)]
-pub struct Heard(Arc<AtomicU64>);
+#[derive(Clone, Debug)]
+pub struct Heard(Arc<Counts>);
+
+#[derive(Debug)]
+struct Counts {
+    opened_at: Instant,
+    count: AtomicU64,
+    /// After `opened_at`.
+    last_millis: AtomicU64,
+}
 
 impl Heard {
+    /// Of a connection that is open, and so was heard, now.
+    pub fn new() -> Heard {
+        Heard(Arc::new(Counts {
+            opened_at: clock::now(),
+            count: AtomicU64::default(),
+            last_millis: AtomicU64::default(),
+        }))
+    }
+
     /// Grows with everything that arrives.
     pub fn count(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.count.load(Ordering::Relaxed)
+    }
+
+    /// When something arrived last.
+    pub fn at(&self) -> Instant {
+        self.0.opened_at + Duration::from_millis(self.0.last_millis.load(Ordering::Relaxed))
+    }
+
+    fn on_bytes(&self) {
+        let passed = clock::now().saturating_duration_since(self.0.opened_at);
+        self.0.count.fetch_add(1, Ordering::Relaxed);
+        self.0.last_millis.store(u64::try_from(passed.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 }
 
@@ -45,7 +76,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Listening<T> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.inner).poll_read(context, buffer))?;
         if buffer.filled().len() > before {
-            self.heard.0.fetch_add(1, Ordering::Relaxed);
+            self.heard.on_bytes();
         }
         Poll::Ready(Ok(()))
     }

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use http::HeaderValue;
+use wiremesh_certs::ServiceName;
+
 use super::{
     Shared,
     answer::{Answer, Held},
@@ -11,27 +14,43 @@ use super::{
 };
 use crate::{
     clock,
-    router::{Failure, Path, Refusal, Source, timing::Timing},
-    services,
+    router::{Failure, Path, Refusal, Source, headers, timing::Timing},
+    services::{self, Permit, Reservation, ServiceState},
 };
 
 /// Why a service of this node does not answer.
 pub(super) enum NotHere {
     NotOffered,
+    Draining,
+    /// It would have to wait, and another worker is idle.
+    Waits,
     Full(Duration),
     Failed(Failed),
 }
 
 impl Shared {
-    /// A request from another agent: answered here or not at all.
-    pub(super) async fn only_here(&self, outgoing: Outgoing) -> Result<Answer, Refusal> {
+    /// A request from another agent: answered here or not at all, and either way with a word about how we do.
+    pub(super) async fn only_here(&self, outgoing: Outgoing) -> Answer {
+        let service = self.service_of(&outgoing.needs.target);
+        let request_id = outgoing.headers.get(headers::REQUEST_ID).cloned();
+        let request_id = request_id.unwrap_or_else(|| HeaderValue::from_static(""));
+        let answered = self.if_here(outgoing).await;
+        let mut answer = answered.unwrap_or_else(|refusal| self.fail(&refusal, &request_id));
+        if let Some(work) = service.and_then(|service| self.work_header(&service)) {
+            answer.headers_mut().insert(headers::LOAD, work);
+        }
+        answer
+    }
+
+    async fn if_here(&self, outgoing: Outgoing) -> Result<Answer, Refusal> {
         let target = outgoing.needs.target.clone();
         match self.here(outgoing).await {
             Ok(answer) => {
                 self.counters.inbound.inc();
                 Ok(answer)
             }
-            Err((_, NotHere::NotOffered)) => Err(Shared::nobody(&target, Vec::new())),
+            Err((_, NotHere::NotOffered | NotHere::Waits)) => Err(Shared::nobody(&target, Vec::new())),
+            Err((_, NotHere::Draining)) => Err(Refusal::Draining),
             Err((_, NotHere::Full(retry_after))) => Err(Refusal::Full(retry_after)),
             Err((_, NotHere::Failed(Failed { failure: Failure::Uncertain, why, .. }))) => {
                 Err(Refusal::Interrupted(why))
@@ -41,12 +60,17 @@ impl Shared {
     }
 
     /// By a service of this node. Gives the request back if it was not executed, or may safely be again.
-    pub(super) async fn here(&self, outgoing: Outgoing) -> Result<Answer, (Outgoing, NotHere)> {
+    pub(super) async fn here(&self, mut outgoing: Outgoing) -> Result<Answer, (Outgoing, NotHere)> {
         let queued_at = clock::now();
-        let mut place = self.reserve(&outgoing.needs.target);
+        if self.is_draining() {
+            return Err((outgoing, NotHere::Draining));
+        }
+        let mut place = self.reserve(&outgoing.needs.target, outgoing.asker);
         loop {
             let permit = match place {
-                Ok((service, reservation)) => reservation.ready().await.map(|permit| (service, permit)),
+                Ok((service, reservation)) => {
+                    self.turn(reservation, &service, &mut outgoing).await.map(|permit| (service, permit))
+                }
                 Err(refused) => Err(refused),
             };
             let (service, permit) = match permit {
@@ -73,6 +97,11 @@ impl Shared {
                 Err(failed) => failed,
             };
             outgoing.account.on_failed(&failed.why);
+            if let (Some(called), Failure::ConnectionRefused | Failure::Unreachable) =
+                (&mut outgoing.called, failed.failure)
+            {
+                called.on_not_taken();
+            }
             if failed.failure == Failure::ConnectionRefused {
                 self.parts.services.on_unreachable(&service);
                 // Nothing was sent, and the upstream is being started again: the line waits for it.
@@ -83,5 +112,22 @@ impl Shared {
             }
             return Err((outgoing, NotHere::Failed(failed)));
         }
+    }
+
+    /// Waits for the request's turn, and tells who asks what it waits for.
+    async fn turn(
+        &self,
+        reservation: Reservation,
+        service: &ServiceName,
+        outgoing: &mut Outgoing,
+    ) -> Result<Permit, services::Refused> {
+        let Some(called) = &mut outgoing.called else { return reservation.ready().await };
+        if reservation.must_wait() {
+            let state = self.parts.services.report(service).map(|report| report.state);
+            called.on_waiting(state == Some(ServiceState::Loading));
+        }
+        let permit = reservation.ready().await?;
+        called.on_running();
+        Ok(permit)
     }
 }

@@ -29,7 +29,7 @@ use crate::{
         BadModel, Found, ModelName, Needs, Refusal, Source, Target, Worker, headers,
         openai::{self, Listed, Names, Peeked, Served},
     },
-    services::{self, Reservation, Upstream},
+    services::{self, Asker, Reservation, Upstream},
 };
 
 /// What others serve is asked again when this old.
@@ -73,7 +73,7 @@ pub(super) fn is_call(request: &Request<Incoming>) -> bool {
 pub(super) fn pages(shared: Arc<Shared>, whence: Whence) -> Pages {
     let listed = async move |shared: &Shared, headers: &HeaderMap| match whence {
         Whence::Client if !headers.contains_key(headers::VIA) => shared.listed().await,
-        Whence::Client | Whence::Member => Listed::of([shared.served_here()]),
+        Whence::Client | Whence::Member(_) => Listed::of([shared.served_here()]),
     };
     let all =
         async move |State(shared): State<Arc<Shared>>, headers: HeaderMap| Json(listed(&shared, &headers).await.json());
@@ -130,10 +130,14 @@ impl Shared {
     }
 
     /// A place at a service of this node that answers for it: of several the first that is free.
-    pub(super) fn reserve(&self, target: &Target) -> Result<(ServiceName, Reservation), services::Refused> {
+    pub(super) fn reserve(
+        &self,
+        target: &Target,
+        asker: Asker,
+    ) -> Result<(ServiceName, Reservation), services::Refused> {
         let services = &self.parts.services;
         let model = match target {
-            Target::Service(service) => return Ok((service.clone(), services.reserve(service)?)),
+            Target::Service(service) => return Ok((service.clone(), services.reserve_for(service, asker)?)),
             Target::Model(model) => model.as_str(),
         };
         let (mut waiting, mut refused) = (None, services::Refused::NotOffered);
@@ -141,7 +145,7 @@ impl Shared {
             if !models.iter().any(|served| served == model) {
                 continue;
             }
-            match services.reserve(service) {
+            match services.reserve_for(service, asker) {
                 Ok(reservation) if reservation.must_wait() => {
                     waiting = waiting.or(Some((service.clone(), reservation)))
                 }
@@ -151,6 +155,18 @@ impl Shared {
             }
         }
         waiting.ok_or(refused)
+    }
+
+    /// The service of this node that a request for it would have to do with.
+    pub(super) fn service_of(&self, target: &Target) -> Option<ServiceName> {
+        match target {
+            Target::Service(service) => Some(service.clone()),
+            Target::Model(model) => {
+                let models = self.parts.services.models();
+                let mut serving = models.iter().filter(|(_, models)| models.iter().any(|name| name == model.as_str()));
+                serving.next().map(|(service, _)| service.clone())
+            }
+        }
     }
 
     /// Who answers for it. A model under which nobody is found may be one of more than a record has room for: then the

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use http::{HeaderValue, Request};
 use hyper::body::Incoming;
+use wiremesh_certs::OverlayIp;
 
 use super::{
     Shared,
@@ -23,7 +24,8 @@ use super::{
 };
 use crate::{
     clock,
-    router::{CallId, Failure, Needs, Refusal, Via, headers},
+    router::{Affinity, CallId, Executed, Failure, Needs, Refusal, Via, headers},
+    services::Asker,
 };
 
 /// By whom a request was sent to us.
@@ -32,7 +34,7 @@ pub(super) enum Whence {
     /// A program that uses the mesh through us.
     Client,
     /// Another node. Its request has crossed the mesh and does not cross it again, whether or not it says so itself.
-    Member,
+    Member(OverlayIp),
 }
 
 impl Shared {
@@ -63,9 +65,6 @@ impl Shared {
         whence: Whence,
     ) -> Result<Answer, Refusal> {
         let arrived_at = clock::now();
-        if self.is_draining() {
-            return Err(Refusal::Draining);
-        }
         if headers::size(request.uri(), request.headers()) > header_limit {
             return Err(Refusal::HeadersTooLarge);
         }
@@ -74,9 +73,10 @@ impl Shared {
         let forwarded = self.read_via(&request)?;
         let upgrade = headers::upgrade(request.headers());
         let turn = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+        let expects = headers::expects(request.headers());
         let (mut parts, body) = request.into_parts();
         let account = parts.extensions.remove::<Account>().unwrap_or_default();
-        let replay = Replay::new(body).counting(account.received());
+        let replay = Replay::new(body, expects).counting(account.received());
         let needs = match needs {
             Some(needs) => needs,
             None => self.needs_of_model(&parts, &asked, &replay).await?,
@@ -89,25 +89,29 @@ impl Shared {
         account.on_target(&needs.target, forwarded.as_ref().map(|via| &via.origin));
         let via = forwarded.unwrap_or_else(|| Via { origin: self.parts.name.clone(), call });
         parts.headers.insert(headers::REQUEST_ID, request_id);
-        let mut outgoing = Outgoing {
+        let affinity = parts.headers.get(headers::SESSION_ID).map(|session| Affinity::of(session.as_bytes()));
+        let by_us = to_client && whence == Whence::Client;
+        let outgoing = Outgoing {
             method: parts.method,
             asked,
             needs,
+            asker: match whence {
+                Whence::Client => Asker::Own,
+                Whence::Member(member) => Asker::Member(member),
+            },
+            called: if by_us { None } else { Some(self.calls.begin(via.call)?) },
+            via,
             headers: parts.headers,
             upgrade,
             turn: turn.zip(parts.extensions.get::<Connections>().cloned()),
             arrived_at,
             to_client,
+            affinity,
             replay,
             account,
             in_flight: InFlight::new(&self.counters.in_flight),
         };
-        outgoing.name(&via);
-        if to_client && whence == Whence::Client {
-            return self.route(outgoing).await;
-        }
-        lock(&self.calls).begin(via.call, arrived_at).map_err(|_| Refusal::Duplicate)?;
-        self.only_here(outgoing).await
+        if by_us { self.route(outgoing).await } else { Ok(self.only_here(outgoing).await) }
     }
 
     /// Who sent the request into the mesh, if it was not our own client.
@@ -123,8 +127,20 @@ impl Shared {
         if via.origin == self.parts.name { Err(Refusal::HopLimit) } else { Ok(Some(via)) }
     }
 
-    /// A request from a client of ours: here if we can, else by the best worker.
+    /// A request from a client of ours: here if we can, else by the best worker. It does not wait in our line while
+    /// another worker is idle, unless that says no.
     async fn route(&self, outgoing: Outgoing) -> Result<Answer, Refusal> {
+        let outgoing = if self.had_better_leave(&outgoing.needs.target).await {
+            match self.elsewhere(outgoing, NotHere::Waits).await {
+                Ok(answer) => return Ok(answer),
+                Err((outgoing, refusal)) if refusal.executed() == Executed::No && outgoing.replay.is_intact() => {
+                    outgoing
+                }
+                Err((_, refusal)) => return Err(refusal),
+            }
+        } else {
+            outgoing
+        };
         let (outgoing, not_here) = match self.here(outgoing).await {
             Ok(answer) => {
                 self.counters.local.inc();
@@ -137,7 +153,7 @@ impl Shared {
         {
             return Err(Refusal::Interrupted(why.clone()));
         }
-        self.elsewhere(outgoing, not_here).await
+        self.elsewhere(outgoing, not_here).await.map_err(|(_, refusal)| refusal)
     }
 
     /// The id that a request came with, or a new one.
@@ -147,7 +163,7 @@ impl Shared {
     }
 
     /// Counts a request that gets an error of ours, and makes its answer.
-    fn fail(&self, refusal: &Refusal, request_id: &HeaderValue) -> Answer {
+    pub(super) fn fail(&self, refusal: &Refusal, request_id: &HeaderValue) -> Answer {
         self.counters.failed.inc();
         self.counters.failed_by.get_or_create(&crate::router::counters::Reason { reason: refusal.kind() }).inc();
         tracing::debug!(request = ?request_id, why = %refusal, "request failed");

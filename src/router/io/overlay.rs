@@ -11,7 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use http::{Request, Response, Uri};
+use http_body_util::{BodyExt, Limited};
 use hyper::{
     body::Incoming,
     client::conn::{TrySendError, http2},
@@ -39,9 +41,12 @@ const MAX_CONNECTIONS: usize = 16;
 const MAX_WORKERS: usize = 1024;
 /// A connection unused for so long is closed.
 const IDLE_FOR: Duration = Duration::from_secs(90);
-/// A connection unused for so long is asked for a sign of life before it gets a request that must not be lost: its other
-/// end may have vanished without a word. One round trip more, for a request after a pause.
-const STALE_AFTER: Duration = Duration::from_secs(3);
+/// A connection on which nothing was heard for so long is asked for a sign of life before it gets a request that must
+/// not be lost: its other end may have vanished or stand still. One round trip more, for a request after a pause; and the
+/// requests of so long are in doubt when an agent stands still under load.
+const STALE_AFTER: Duration = Duration::from_millis(250);
+/// What is read of the answer to a question.
+pub const MAX_WORD_BYTES: usize = 1024;
 /// What one answer may run ahead of a client that does not read.
 pub const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 /// Room for all streams of a connection: one that stalls never holds up another.
@@ -81,7 +86,7 @@ impl Pool {
             None => {
                 let asked_at = clock::now();
                 let mut lease = connections.connect(address).await?;
-                lease.2 = clock::now().saturating_duration_since(asked_at);
+                lease.waited_for = clock::now().saturating_duration_since(asked_at);
                 Ok(lease)
             }
         }
@@ -139,7 +144,8 @@ impl Connections {
         }
         match open(address).await {
             Ok(connection) => {
-                let lease = Lease::new(connection.clone());
+                let mut lease = Lease::new(connection.clone());
+                lease.connected_in = Some(clock::now().saturating_duration_since(asked_at));
                 lock(&self.open).push(connection);
                 Ok(lease)
             }
@@ -190,9 +196,13 @@ pub enum Sign {
     Closed,
 }
 
-/// A place on a connection, for one request until the end of its answer; when the connection was used before;
-/// how long it took to be made.
-pub struct Lease(Arc<Connection>, Instant, Duration);
+/// A place on a connection, for one request until the end of its answer.
+pub struct Lease {
+    connection: Arc<Connection>,
+    waited_for: Duration,
+    /// How long the connection took, if it was made for this request.
+    pub connected_in: Option<Duration>,
+}
 
 impl Lease {
     /// Sends a request. A request that comes back in the error was not sent.
@@ -200,49 +210,62 @@ impl Lease {
         &self,
         request: Request<AttemptBody>,
     ) -> Result<Response<Incoming>, TrySendError<Request<AttemptBody>>> {
-        self.0.send.clone().try_send_request(request).await
+        self.connection.send.clone().try_send_request(request).await
+    }
+
+    /// Asks for a page of the agent at the other end.
+    pub async fn get(&self, page: Uri) -> hyper::Result<Response<Incoming>> {
+        let mut request = Request::new(AttemptBody::empty());
+        *request.uri_mut() = page;
+        self.connection.send.clone().send_request(request).await
+    }
+
+    /// Asks the agent at the other end something, and returns its word; or what is known without one.
+    pub async fn question(&self, question: Uri, within: Duration) -> Result<Bytes, Sign> {
+        let heard = self.connection.heard.count();
+        let asking = async {
+            let answer = self.get(question).await.map_err(|_| Sign::Closed)?;
+            let word = Limited::new(answer.into_body(), MAX_WORD_BYTES).collect().await;
+            word.map(|word| word.to_bytes()).map_err(|_| Sign::Alive)
+        };
+        match tokio::time::timeout(within, asking).await {
+            Ok(word) => word,
+            // More of what it was saying already: the answer may have to wait behind it.
+            Err(_) if self.connection.heard.count() != heard => Err(Sign::Alive),
+            Err(_) => Err(Sign::Silent),
+        }
     }
 
     /// Asks the agent at the other end for a sign of life.
     pub async fn ask(&self, live: Uri) -> Sign {
-        let heard = self.0.heard.count();
-        let mut question = Request::new(AttemptBody::empty());
-        *question.uri_mut() = live;
-        match tokio::time::timeout(QUESTION_TIMEOUT, self.0.send.clone().send_request(question)).await {
-            Ok(Ok(_)) => Sign::Alive,
-            Ok(Err(_)) => Sign::Closed,
-            // More of what it was saying already: the answer may have to wait behind it.
-            Err(_) if self.0.heard.count() != heard => Sign::Alive,
-            Err(_) => Sign::Silent,
-        }
+        self.question(live, QUESTION_TIMEOUT).await.map_or_else(|sign| sign, |_| Sign::Alive)
     }
 
-    /// Whether so much time went by since the connection was last used that its other end may be gone.
+    /// Whether nothing was heard for so long that the other end may be gone.
     pub fn is_stale(&self) -> bool {
-        self.0.streams() == 1 && clock::now().saturating_duration_since(self.1) >= STALE_AFTER
+        clock::now().saturating_duration_since(self.connection.heard.at()) >= STALE_AFTER
     }
 
     /// The other end is gone without having closed the connection: nobody is to use it again.
     pub fn give_up(&self) {
-        self.0.dead.cancel();
+        self.connection.dead.cancel();
     }
 
     /// How long the request waited for the connection to be made; nothing if it was open.
     pub fn waited_for(&self) -> Duration {
-        self.2
+        self.waited_for
     }
 
     fn new(connection: Arc<Connection>) -> Lease {
         connection.streams.fetch_add(1, Ordering::Relaxed);
-        let used_at = std::mem::replace(&mut *lock(&connection.used_at), clock::now());
-        Lease(connection, used_at, Duration::ZERO)
+        Lease { connection, waited_for: Duration::ZERO, connected_in: None }
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.0.streams.fetch_sub(1, Ordering::Relaxed);
-        *lock(&self.0.used_at) = clock::now();
+        self.connection.streams.fetch_sub(1, Ordering::Relaxed);
+        *lock(&self.connection.used_at) = clock::now();
     }
 }
 
@@ -264,7 +287,7 @@ pub async fn dial(address: SocketAddr) -> Result<TcpStream, NoConnection> {
 
 async fn open(address: SocketAddr) -> Result<Arc<Connection>, NoConnection> {
     let stream = dial(address).await?;
-    let heard = Heard::default();
+    let heard = Heard::new();
     let (send, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW_BYTES)

@@ -6,7 +6,7 @@ use futures::{StreamExt, stream::FuturesUnordered};
 use http::{Uri, uri::PathAndQuery};
 use tokio_util::sync::CancellationToken;
 
-use super::{Shared, attempt::LIVE, lock, overlay::Sign};
+use super::{Shared, asking::LIVE, lock, overlay::Sign};
 use crate::{
     clock,
     router::health::{Target, Way},
@@ -60,7 +60,7 @@ async fn probe(shared: &Shared, way: Way, target: Target) -> (Way, bool) {
                 }
             }
         },
-        Target::Tunnel(worker, url) => shared.ask_through_tunnel(&worker, &url).await,
+        Target::Tunnel(worker, url) => shared.lives_behind_tunnel(&worker, &url).await,
     };
     (way, answered)
 }

@@ -1,4 +1,8 @@
 //! A request's body, passed on as it comes, of which the beginning is remembered as long as a second attempt may need it.
+//!
+//! Of a body that is too large to be remembered nothing goes to another agent before that has taken the call: whoever
+//! refuses does so before megabytes travel, and the body is still whole for the next. Nor is a client that waits to be told
+//! to go on told so before: our server tells it when the body is first asked for.
 
 use std::{
     collections::VecDeque,
@@ -10,11 +14,13 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::account::Received;
+use crate::router::headers::Expects;
 
-/// A body of which more than this was passed on is not sent a second time.
+/// A body of which more than this was passed on is not sent a second time. What goes beyond, or says so at its beginning,
+/// is held back.
 pub const REPLAY_BUFFER_BYTES: usize = 64 * 1024;
 
 /// What may be read ahead of one body. Clients put a whole conversation, or an audio file (25 MB at most by OpenAI's own
@@ -36,15 +42,24 @@ pub enum BodyBroken {
 }
 
 /// The body of one request, for several attempts, one at a time. Dropping it ends the attempt that is under way.
-pub struct Replay(Option<Arc<Mutex<State>>>);
+pub struct Replay(Option<Arc<Shared>>);
 
 impl Replay {
     /// For `body`. A body that is empty from the beginning costs nothing and can be sent for ever.
-    pub fn new(body: Incoming) -> Replay {
+    pub fn new(body: Incoming, expects: Expects) -> Replay {
         if body.is_end_stream() {
             return Replay(None);
         }
-        Replay(Some(Arc::new(Mutex::new(State {
+        let size = body.size_hint();
+        let is_small = size.upper().is_some_and(|upper| upper <= REPLAY_BUFFER_BYTES as u64);
+        let unasked_bytes = match expects {
+            Expects::Continue => 0,
+            Expects::Nothing if is_small => usize::MAX,
+            Expects::Nothing if size.lower() > REPLAY_BUFFER_BYTES as u64 => 0,
+            // Its length is not known.
+            Expects::Nothing => REPLAY_BUFFER_BYTES,
+        };
+        let state = State {
             source: Some(body),
             ahead: VecDeque::new(),
             ahead_bytes: 0,
@@ -53,40 +68,65 @@ impl Replay {
             kept_bytes: 0,
             intact: true,
             attempt: 0,
+            open_bytes: unasked_bytes,
+            held_back: false,
             waiting: None,
             received: None,
-        }))))
+        };
+        Replay(Some(Arc::new(Shared { state: Mutex::new(state), unasked_bytes, holds_back: Notify::new() })))
     }
 
     /// The same; what comes from the client is counted in `received`.
     pub fn counting(self, received: Option<Received>) -> Replay {
-        if let Some(state) = &self.0 {
-            lock(state).received = received;
+        if let Some(shared) = &self.0 {
+            lock(&shared.state).received = received;
         }
         self
     }
 
     /// The body for the next attempt, from its beginning. The one before it ends.
     pub fn attempt(&self) -> AttemptBody {
-        let Some(state) = &self.0 else { return AttemptBody::empty() };
-        let mut locked = lock(state);
-        locked.attempt += 1;
-        if let Some(waiting) = locked.waiting.take() {
+        self.attempt_open(|_| usize::MAX)
+    }
+
+    /// The same, of which only what fits the buffer passes before [`Replay::open`]; nothing if it is known not to fit.
+    pub fn attempt_held_back(&self) -> AttemptBody {
+        self.attempt_open(|shared| shared.unasked_bytes)
+    }
+
+    /// Waits until the attempt that is under way has more to pass than it may.
+    pub async fn held_back(&self) {
+        let Some(shared) = &self.0 else { return std::future::pending().await };
+        loop {
+            // One that is told before this waits is remembered.
+            if lock(&shared.state).held_back {
+                return;
+            }
+            shared.holds_back.notified().await;
+        }
+    }
+
+    /// Lets the attempt that is under way pass the rest.
+    pub fn open(&self) {
+        let Some(shared) = &self.0 else { return };
+        let mut state = lock(&shared.state);
+        state.open_bytes = usize::MAX;
+        state.held_back = false;
+        if let Some(waiting) = state.waiting.take() {
             waiting.wake();
         }
-        AttemptBody { state: Some(state.clone()), attempt: locked.attempt, next: 0 }
     }
 
     /// Whether another attempt would get all of the body.
     pub fn is_intact(&self) -> bool {
-        self.0.as_ref().is_none_or(|state| lock(state).intact)
+        self.0.as_ref().is_none_or(|shared| lock(&shared.state).intact)
     }
 
     /// Whether there is a body of which nothing was passed on: then no attempt can have been executed.
     pub fn is_untouched(&self) -> bool {
-        self.0.as_ref().is_some_and(|state| {
-            let state = lock(state);
-            state.intact && state.kept.is_empty() && (state.source.is_some() || !state.ahead.is_empty())
+        self.0.as_ref().is_some_and(|shared| {
+            let state = lock(&shared.state);
+            state.intact && state.kept.is_empty() && !state.is_over()
         })
     }
 
@@ -97,14 +137,14 @@ impl Replay {
         room: &Arc<Semaphore>,
         mut look: impl FnMut(&[u8]) -> Option<T>,
     ) -> Result<Option<T>, BodyBroken> {
-        let Some(state) = &self.0 else { return Ok(None) };
+        let Some(shared) = &self.0 else { return Ok(None) };
         loop {
-            let Some(piece) = std::future::poll_fn(|context| lock(state).poll_ahead(context)).await? else {
+            let Some(piece) = std::future::poll_fn(|context| lock(&shared.state).poll_ahead(context)).await? else {
                 return Ok(None);
             };
             let seen = look(&piece);
             let wanted = {
-                let mut state = lock(state);
+                let mut state = lock(&shared.state);
                 if seen.is_some() {
                     state.give_back_room();
                     return Ok(seen);
@@ -117,21 +157,33 @@ impl Replay {
             if let Some(wanted) = wanted {
                 // All at once: who waits here holds nothing that another waits for.
                 let all = room.clone().acquire_many_owned(wanted as u32).await;
-                lock(state).room = all.ok();
+                lock(&shared.state).room = all.ok();
             }
         }
     }
 
     /// What was read ahead.
     pub fn ahead_bytes(&self) -> usize {
-        self.0.as_ref().map_or(0, |state| lock(state).ahead_bytes)
+        self.0.as_ref().map_or(0, |shared| lock(&shared.state).ahead_bytes)
+    }
+
+    fn attempt_open(&self, open_bytes: impl FnOnce(&Shared) -> usize) -> AttemptBody {
+        let Some(shared) = &self.0 else { return AttemptBody::empty() };
+        let mut state = lock(&shared.state);
+        state.attempt += 1;
+        state.open_bytes = open_bytes(shared);
+        state.held_back = false;
+        if let Some(waiting) = state.waiting.take() {
+            waiting.wake();
+        }
+        AttemptBody { shared: Some(shared.clone()), attempt: state.attempt, next: 0, passed_bytes: 0 }
     }
 }
 
 impl Drop for Replay {
     fn drop(&mut self) {
-        if let Some(state) = &self.0 {
-            let mut state = lock(state);
+        if let Some(shared) = &self.0 {
+            let mut state = lock(&shared.state);
             state.attempt = OVER;
             state.source = None;
             state.ahead.clear();
@@ -146,6 +198,14 @@ impl Drop for Replay {
 /// No attempt has this number.
 const OVER: u64 = u64::MAX;
 
+struct Shared {
+    state: Mutex<State>,
+    /// What passes before the worker has taken the call.
+    unasked_bytes: usize,
+    /// Told when an attempt is held back.
+    holds_back: Notify,
+}
+
 struct State {
     /// None after its end.
     source: Option<Incoming>,
@@ -159,11 +219,19 @@ struct State {
     kept_bytes: usize,
     intact: bool,
     attempt: u64,
+    /// What the attempt under way may pass.
+    open_bytes: usize,
+    held_back: bool,
     waiting: Option<Waker>,
     received: Option<Received>,
 }
 
 impl State {
+    /// Whether all of it was passed on.
+    fn is_over(&self) -> bool {
+        self.source.is_none() && self.ahead.is_empty()
+    }
+
     fn poll_ahead(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodyBroken>> {
         let Some(source) = &mut self.source else { return Poll::Ready(Ok(None)) };
         Poll::Ready(match ready!(Pin::new(source).poll_frame(context)) {
@@ -246,16 +314,17 @@ impl State {
 /// The body as one attempt sees it.
 pub struct AttemptBody {
     /// None for an empty body.
-    state: Option<Arc<Mutex<State>>>,
+    shared: Option<Arc<Shared>>,
     attempt: u64,
     /// Of the remembered pieces.
     next: usize,
+    passed_bytes: usize,
 }
 
 impl AttemptBody {
     /// No body at all.
     pub fn empty() -> AttemptBody {
-        AttemptBody { state: None, attempt: 0, next: 0 }
+        AttemptBody { shared: None, attempt: 0, next: 0, passed_bytes: 0 }
     }
 }
 
@@ -268,23 +337,33 @@ impl Body for AttemptBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
         let this = &mut *self;
-        let Some(state) = &this.state else { return Poll::Ready(None) };
-        let mut state = lock(state);
+        let Some(shared) = &this.shared else { return Poll::Ready(None) };
+        let mut state = lock(&shared.state);
         if state.attempt != this.attempt {
             return Poll::Ready(Some(Err(BodyBroken::Over)));
         }
+        if this.passed_bytes >= state.open_bytes && !state.is_over() {
+            state.held_back = true;
+            state.waiting = Some(context.waker().clone());
+            shared.holds_back.notify_one();
+            return Poll::Pending;
+        }
         if let Some(piece) = state.kept.get(this.next) {
             this.next += 1;
+            this.passed_bytes += piece.len();
             return Poll::Ready(Some(Ok(Frame::data(piece.clone()))));
         }
         let polled = state.poll(context);
         this.next = state.kept.len();
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            this.passed_bytes += frame.data_ref().map_or(0, Bytes::len);
+        }
         polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.state.as_ref().is_none_or(|state| {
-            let state = lock(state);
+        self.shared.as_ref().is_none_or(|shared| {
+            let state = lock(&shared.state);
             state.attempt == self.attempt
                 && self.next >= state.kept.len()
                 && state.ahead.is_empty()
@@ -293,8 +372,8 @@ impl Body for AttemptBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        let Some(state) = &self.state else { return SizeHint::with_exact(0) };
-        let state = lock(state);
+        let Some(shared) = &self.shared else { return SizeHint::with_exact(0) };
+        let state = lock(&shared.state);
         let ahead = state.ahead.iter().filter_map(Frame::data_ref);
         let again: u64 = state.kept.iter().skip(self.next).chain(ahead).map(|piece| piece.len() as u64).sum();
         let source = state.source.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint);

@@ -2,8 +2,10 @@
 
 mod accounts;
 mod answers;
+mod certainty;
 mod doors;
 mod mesh;
 mod models;
+mod reports;
 mod streams;
 mod workers;

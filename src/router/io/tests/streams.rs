@@ -178,6 +178,50 @@ async fn any_other_answer_that_breaks_is_broken_for_the_client_too() {
 }
 
 #[tokio::test]
+async fn an_answer_that_ends_before_its_end_is_broken_by_every_way() {
+    let mesh = Mesh::new();
+    let client = mesh.agent("alice", 2, None).await;
+
+    for head in [
+        "content-length: 100",
+        "transfer-encoding: chunked",
+        "content-type: text/event-stream\r\ntransfer-encoding: chunked",
+    ] {
+        let cut = closing_after(format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n5\r\nhello\r\n")).await;
+        let worker = mesh.agent("bob", 3, Service::ocr(cut)).await;
+        for (asked, known) in
+            [(&worker, None), (&client, Some(worker.by_overlay())), (&client, Some(worker.by_tunnel()))]
+        {
+            client.knows(known);
+            let request = Request::post(asked.url("/service/ocr")).body(super::mesh::text("x")).unwrap();
+            // What broke off at once may be broken before its head has left.
+            let Ok(answer) = super::mesh::client().request(request).await else {
+                assert!(!head.contains("event-stream"));
+                continue;
+            };
+            let (text, end) = until_the_end(answer).await;
+
+            assert!(end.is_err(), "{head}: ended cleanly after {text}");
+            assert_eq!(text.contains("event: error"), head.contains("event-stream"), "{text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_its_worker_resets_is_broken_whatever_the_reason() {
+    let client = Mesh::new().agent("alice", 2, None).await;
+    for reason in [h2::Reason::CANCEL, h2::Reason::INTERNAL_ERROR, h2::Reason::REFUSED_STREAM] {
+        let resets = resetting(reason).await;
+        client.knows([resets]);
+
+        let (text, end) = until_the_end(post(client.url("/service/ocr"), super::mesh::text("x")).await).await;
+
+        assert_eq!(text, "hello");
+        assert!(end.is_err(), "{reason:?}: ended cleanly");
+    }
+}
+
+#[tokio::test]
 async fn a_worker_that_vanishes_in_mid_stream_is_noticed() {
     let mesh = Mesh::new();
     let (client, worker, pieces) = streaming(&mesh, "text/event-stream").await;
@@ -334,6 +378,45 @@ async fn until_the_end(answer: Response<Incoming>) -> (String, Result<(), hyper:
         }
     }
     (text, Ok(()))
+}
+
+/// An upstream that says this, and closes.
+async fn closing_after(said: String) -> std::net::SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::task::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut buffer = [0; 4096];
+            let _ = stream.read(&mut buffer).await;
+            let _ = stream.write_all(said.as_bytes()).await;
+        }
+    });
+    address
+}
+
+/// An agent that begins its answers and resets them.
+async fn resetting(reason: h2::Reason) -> crate::router::Worker {
+    let worker = nobody(9).await;
+    let listener = tokio::net::TcpListener::bind(worker.overlay.unwrap()).await.unwrap();
+    tokio::task::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio::task::spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    let head = Response::builder().header("x-wiremesh-worker", "bob").body(()).unwrap();
+                    let mut body = respond.send_response(head, false).unwrap();
+                    body.send_data(Bytes::from("hello"), false).unwrap();
+                    tokio::task::spawn(async move {
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                        body.send_reset(reason);
+                    });
+                }
+            });
+        }
+    });
+    worker
 }
 
 /// Sends a mebibyte at a time until nobody takes one for half a second.

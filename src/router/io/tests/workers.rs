@@ -24,8 +24,8 @@ async fn a_worker_that_is_not_there_is_replaced_in_the_same_request_and_forgotte
     assert_eq!(count.load(Ordering::SeqCst), 20);
     assert_eq!(client.router.counters().forwarded.get(), 20);
     assert!(client.directory.forgotten.lock().unwrap().iter().all(|id| *id == gone.id));
-    // Once it was found closed three times, healthy ways were taken first.
-    assert_eq!(client.router.counters().retries.get(), 3);
+    // Three failures close it; before, each makes it less likely to be chosen.
+    assert!((1..=3).contains(&client.router.counters().retries.get()));
 }
 
 #[tokio::test]
@@ -150,9 +150,17 @@ async fn a_warm_overlay_connection_that_dies_is_replaced_by_the_tunnel_and_found
 
     cable.mend();
     wait_until(|| client.router.ejected_ways() == 0).await;
-    assert_eq!(said(&post(client.url("/service/ocr"), text("4")).await, "x-wiremesh-path"), "overlay");
+    let mut asked = 3;
+    loop {
+        asked += 1;
+        assert!(asked < 1000, "the failure is never forgotten");
+        if said(&post(client.url("/service/ocr"), text("4")).await, "x-wiremesh-path") == "overlay" {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     // The second request reached the worker by both ways in the end, and was executed once.
-    assert_eq!(count.load(Ordering::SeqCst), 4);
+    assert_eq!(count.load(Ordering::SeqCst), asked);
     client.stop.cancel();
     prober.await.unwrap().unwrap();
 }
@@ -283,7 +291,7 @@ async fn an_error_page_of_the_tunnel_itself_is_no_answer_of_a_worker() {
     assert_eq!(read(post(client.url("/service/ocr"), text("x")).await).await, "there");
 }
 
-async fn wait_until(condition: impl Fn() -> bool) {
+pub async fn wait_until(condition: impl Fn() -> bool) {
     let waiting = async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(5)).await;
