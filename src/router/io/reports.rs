@@ -30,7 +30,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use wiremesh_certs::ServiceName;
 
-use super::{Shared, lock};
+use super::{Shared, lock, overlay::Lease};
 use crate::{
     clock,
     router::{
@@ -106,7 +106,7 @@ async fn follow(shared: &Shared, line: Line) -> Line {
     line
 }
 
-async fn open(shared: &Shared, line: &Line) -> Option<(Incoming, super::overlay::Lease)> {
+async fn open(shared: &Shared, line: &Line) -> Option<(Incoming, Lease)> {
     let lease = shared.pool.lease(line.address).await.ok()?;
     let path = format!("/reports/{}", line.service);
     let uri = Uri::builder().scheme("http").authority(line.address.to_string()).path_and_query(path).build().ok()?;

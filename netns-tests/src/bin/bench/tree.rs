@@ -60,6 +60,10 @@ impl Tree {
         for (pid, _) in all.iter().filter(|(pid, _)| runs(*pid)) {
             let _ = kill(*pid, Signal::SIGKILL);
         }
+        // Nothing outlives a SIGKILL, but the signal takes a moment.
+        while all.iter().any(|(pid, _)| runs(*pid)) && clock::now() < deadline + END_LIMIT {
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn processes(&self) -> Vec<(Pid, Stat)> {

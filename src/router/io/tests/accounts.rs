@@ -198,7 +198,8 @@ async fn a_local_client_that_asks_is_told_why_its_request_went_where_it_went_and
     };
 
     let told = ask(client.url("/service/ocr"), "1").await;
-    assert!(told.starts_with("source=dht; bob/overlay load=0.00 age="), "{told}");
+    assert!(told.starts_with("source=dht; bob/overlay score="), "{told}");
+    assert!(told.contains(" load=0.00 age="), "{told}");
     assert!(told.ends_with("; tried=bob/overlay"), "{told}");
     assert_eq!(ask(worker.url("/service/ocr"), "1").await, "source=local; tried=bob/local");
     assert_eq!(ask(client.url("/service/ocr"), "0").await, "");
