@@ -36,7 +36,7 @@ pub const MAX_MODELS: usize = 16;
 /// The longest tunnel URL.
 pub const MAX_TUNNEL_URL_BYTES: usize = 200;
 /// How long a record answers for its node's services. Three times the interval at which a node publishes.
-pub const RECORD_LIFE: Duration = Duration::from_secs(180);
+pub const RECORD_LIFE: Duration = Duration::from_secs(90);
 
 /// A [`NodeRecord`] as it travels.
 pub type SignedRecord = Signed<NodeRecord>;

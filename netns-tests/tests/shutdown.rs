@@ -33,7 +33,7 @@ fn an_agent_that_is_told_to_stop_finishes_withdraws_and_cleans_up() {
         assert_eq!(status?.code(), Some(0));
         assert!(!worker.node.has_interface("wiremesh0")?);
 
-        // Withdrawn, not waited out: entries would live three minutes.
+        // Withdrawn, not waited out: entries would live 90 seconds.
         let newcomer = lab.node("newcomer")?.join(&coordinator)?;
         eventually("nobody offers it any more", Duration::from_secs(10), || {
             let answer = newcomer.get("/service/slow")?;

@@ -4,7 +4,7 @@
 //! overlay: who is 10.42.0.9? ──► directory ──► overlay: this peer, there
 //! overlay: a stranger introduced itself ──► directory: a contact
 //! directory: a member moved ──► overlay: there, if it is a peer
-//! services, their models, endpoints or certificate changed, or a minute passed ──► a new record ──► overlay, directory
+//! services, their models, endpoints or certificate changed, or 30 s passed ──► a new record ──► overlay, directory
 //! ```
 
 use std::{
@@ -26,9 +26,9 @@ use crate::{
     task::{CancellationToken, Tasks},
 };
 
-/// A record lives three times as long. What changes is published at once; this only says that the node still lives, and
-/// whoever asks one that does not finds out by itself.
-const PUBLISH_EVERY: Duration = Duration::from_secs(60);
+/// A record lives three times as long: a worker that lost its power is forgotten within 90 s. What did not change and does
+/// not end with the record is not written again each time.
+const PUBLISH_EVERY: Duration = Duration::from_secs(30);
 /// Changes that come together make one record.
 const GATHER_CHANGES: Duration = Duration::from_millis(100);
 /// Addresses looked up at a time for the overlay. Beyond it a question waits in the overlay's queue of events, and the
@@ -64,7 +64,7 @@ impl Recorder {
     }
 }
 
-/// Publishes our record: at the start, every minute, and when something in it has changed.
+/// Publishes our record: at the start, every 30 s, and when something in it has changed.
 pub async fn publish(
     recorder: Arc<Recorder>,
     directory: directory::Handle,

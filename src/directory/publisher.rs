@@ -21,9 +21,9 @@ use super::{entry::Entry, key::Key, spread::Spread};
 pub const STORERS: usize = 8;
 /// The closest nodes to a key are looked for again when this old: members come and go.
 pub const FIND_AGAIN: Duration = Duration::from_secs(300);
-/// What only says where the node is, and says the same, is written again when this old: it is good for long, and this
-/// is well before it counts as old. What is offered is written with every publication, as it ends with its record.
-pub const SAY_AGAIN_WHERE: Duration = Duration::from_secs(100);
+/// What only says where the node is, and says the same, is written again when this old: with every third publication,
+/// just before its record ends. What is offered is written with every one, as nobody else says that it still is.
+pub const SAY_AGAIN_WHERE: Duration = Duration::from_secs(75);
 /// A write that most storers did not take is repeated after this, doubled up to [`RETRY_AT_MOST`].
 pub const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// The longest time until a failed write is repeated; a publication comes about as often.

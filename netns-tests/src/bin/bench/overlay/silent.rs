@@ -15,10 +15,10 @@ const ANSWER_LIMIT: Duration = Duration::from_millis(500);
 const SESSION_LIMIT: Duration = Duration::from_secs(20);
 /// Keepalives and the bustle of joining are over after that.
 const SETTLE: Duration = Duration::from_secs(20);
-/// Two publications of the directory, at one a minute.
+/// Longer than the time between two words of the directory.
 const IDLE: Duration = Duration::from_secs(120);
 
-/// What tells the packet path from the directory, which publishes every minute.
+/// What tells the packet path from the directory, which says every minute and a half where its node is.
 const NO_DIRECTORY: &str = "[dht]\nenabled = false\n";
 
 /// An agent with a session to each of so many others, none of which says anything; and the same without the directory.
