@@ -101,8 +101,13 @@ fn a_message_in_another_than_its_one_form_is_refused_though_rightly_signed() {
         ),
         ("a payload and more", member.message(&[&payload[..], &[0]].concat()), "another than its one encoding"),
         (
-            "a payload of eight parts",
-            member.message(&[&[0x88][..], &payload[1..], &[0xf6]].concat()),
+            "a payload that says that it has no models",
+            member.message(&[&[0x88][..], &payload[1..], &[0x80]].concat()),
+            "another than its one encoding",
+        ),
+        (
+            "a payload of nine parts",
+            member.message(&[&[0x89][..], &payload[1..], &[0x80, 0xf6]].concat()),
             "another than its one encoding",
         ),
         (

@@ -214,6 +214,14 @@ impl Handle {
         }
     }
 
+    /// A connection to the upstream of `service` broke under a request. If we run the upstream, it may just be dying, with
+    /// a listener that still takes what nobody will read: the line waits until a probe is answered.
+    pub fn on_broken(&self, service: &ServiceName) {
+        if let Some(service) = self.shared.services.get(service).filter(|service| !service.config.command.is_empty()) {
+            self.shared.on_probe(service, Probe::Refused);
+        }
+    }
+
     /// The node is leaving: nothing is offered any more, and nobody let into a line. What is in line has its turn, and what
     /// runs ends.
     pub fn drain(&self) {

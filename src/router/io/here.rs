@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     clock,
-    router::{Failure, Path, Refusal, Source, headers, timing::Timing},
+    router::{Failure, Path, Refusal, Source, Trouble, headers, timing::Timing},
     services::{self, Permit, Reservation, ServiceState},
 };
 
@@ -101,6 +101,9 @@ impl Shared {
                 (&mut outgoing.called, failed.failure)
             {
                 called.on_not_taken();
+            }
+            if failed.trouble == Some(Trouble::Broken) {
+                self.parts.services.on_broken(&service);
             }
             if failed.failure == Failure::ConnectionRefused {
                 self.parts.services.on_unreachable(&service);
