@@ -103,12 +103,12 @@ fn a_message_in_another_than_its_one_form_is_refused_though_rightly_signed() {
         (
             "a payload that says that it has no models",
             member.message(&[&[0x88][..], &payload[1..], &[0x80]].concat()),
-            "another than its one encoding",
+            "a payload of another form",
         ),
         (
             "a payload of nine parts",
             member.message(&[&[0x89][..], &payload[1..], &[0x80, 0xf6]].concat()),
-            "another than its one encoding",
+            "a payload of another form",
         ),
         (
             "a payload of six parts",
