@@ -44,7 +44,6 @@ impl Shared {
         held.in_flight = Some(in_flight);
         held.called = called;
         if !switches {
-            replay.settle();
             held.replay = Some(replay);
             let body = AnswerBody::stream(body, held, events, self.counters.interrupted_answers.clone());
             return Response::from_parts(parts, body);

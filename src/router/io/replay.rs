@@ -117,18 +117,6 @@ impl Replay {
         }
     }
 
-    /// No other attempt follows: what was kept for one need not be. Pieces of a body hold on to the buffer they were read
-    /// into, all through an answer that may stream for hours.
-    pub fn settle(&self) {
-        let Some(shared) = &self.0 else { return };
-        let mut state = lock(&shared.state);
-        // A later attempt may still be passing on what was kept.
-        if state.attempt <= 1 {
-            state.intact = false;
-            state.kept = Vec::new();
-        }
-    }
-
     /// Whether another attempt would get all of the body.
     pub fn is_intact(&self) -> bool {
         self.0.as_ref().is_none_or(|shared| lock(&shared.state).intact)

@@ -170,9 +170,7 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         request.extensions_mut().insert(for_requests.clone());
         asked.fetch_add(1, Ordering::Relaxed);
         let kept = asked.clone();
-        // The connection keeps room for what is returned here as long as it lives; most of that time it streams an
-        // answer, and what found it is gone.
-        Box::pin(async move { Ok::<_, Infallible>(surface.answer(request, peer).await.map(|body| body.keeping(kept))) })
+        async move { Ok::<_, Infallible>(surface.answer(request, peer).await.map(|body| body.keeping(kept))) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
