@@ -1,6 +1,6 @@
 //! A request answered by another worker: who is asked, in which order, and what is learned from it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::Response;
 use hyper::body::Incoming;
@@ -167,12 +167,19 @@ impl Shared {
                 }
                 Ok((answer, Held { lease, ..Held::default() }))
             }
-            // An idempotent request is sent again without asking.
-            Err(failed) if failed.failure == Failure::Uncertain && !outgoing.needs.repeatable => {
-                Err(self.clear_up(outgoing, worker, sent_at, failed).await)
+            Err(failed) => {
+                // At once: the client may leave while it is being cleared up, and others are on their way there.
+                self.learn_of_way(worker, path, &failed);
+                Err(self.cleared_up(outgoing, worker, sent_at, failed).await)
             }
-            Err(failed) => Err(failed),
         }
+    }
+
+    /// What is known of a failed attempt once its worker was asked, if that matters.
+    async fn cleared_up(&self, outgoing: &Outgoing, worker: &Worker, sent_at: Instant, failed: Failed) -> Failed {
+        // An idempotent request is sent again without asking.
+        let matters = failed.failure == Failure::Uncertain && !outgoing.needs.repeatable;
+        if matters { self.clear_up(outgoing, worker, sent_at, failed).await } else { failed }
     }
 
     /// What an answer says about the way and about the worker.
@@ -191,16 +198,22 @@ impl Shared {
         }
     }
 
-    /// What a failed attempt says about the way and about the worker.
+    /// What a failed attempt says about the way it went.
+    fn learn_of_way(&self, worker: &Worker, path: Path, failed: &Failed) {
+        if let Some(trouble) = failed.trouble {
+            self.health().on_failure(worker, path, trouble, clock::now(), &mut *lock(&self.rng));
+            self.ejected.notify_one();
+        }
+    }
+
+    /// What a failed attempt says about the worker.
     fn learn(&self, target: &Target, worker: &Worker, path: Path, failed: &Failed) {
         let now = clock::now();
         if let Some(Refusal::Full(retry_after)) = failed.refusal {
             lock(&self.fleet).on_full(&subject(target), worker.id, retry_after, now);
         }
         let mut health = self.health();
-        let is_lost = if let Some(trouble) = failed.trouble {
-            health.on_failure(worker, path, trouble, now, &mut *lock(&self.rng));
-            self.ejected.notify_one();
+        let is_lost = if failed.trouble.is_some() {
             let other = match path {
                 Path::Tunnel => worker.overlay.is_some().then_some(Path::Overlay),
                 Path::Overlay | Path::Local => worker.tunnel.is_some().then_some(Path::Tunnel),
