@@ -5,7 +5,7 @@
 //! GET  /v1/models           ──► what is served here, and what every worker says it serves
 //! ```
 //!
-//! The body goes on as it came: the scanners in [`peek`] look at its beginning and take nothing out.
+//! The body goes on as it came: the scanners in [`mod@peek`] look at its beginning and take nothing out.
 
 mod listing;
 mod peek;
