@@ -28,6 +28,7 @@ mod serve;
 mod tests;
 mod underway;
 mod upgrade;
+mod upstreams;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -48,17 +49,14 @@ pub use replay::{ALL_AHEAD_BYTES, MAX_AHEAD_BYTES, REPLAY_BUFFER_BYTES};
 pub use serve::{MAX_CONNECTIONS, serve};
 use wiremesh_certs::NodeName;
 
-use self::{called::CallLog, overlay::Pool, replay::AttemptBody, resolve::Resolver};
+use self::{called::CallLog, overlay::Pool, replay::AttemptBody, resolve::Resolver, upstreams::Upstreams};
 use super::{Budget, Counters, Find, Fleet, Health, Prove, followed::Followed};
 use crate::{clock, services};
 
-/// Idle connections to an upstream are closed sooner than common servers close them (2 s and more): a request on a
-/// connection that is being closed from the other side would be lost, and nobody could tell whether it was executed.
-const UPSTREAM_IDLE_FOR: std::time::Duration = std::time::Duration::from_millis(1500);
 const TUNNEL_IDLE_FOR: std::time::Duration = std::time::Duration::from_secs(15);
 /// A tunnel's public end may be far away.
 pub const TUNNEL_CONNECT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
-/// Idle connections kept per upstream or tunnel.
+/// Idle connections kept per tunnel.
 const MAX_IDLE_CONNECTIONS: usize = 256;
 
 /// What the router is given at the start.
@@ -89,8 +87,8 @@ impl Router {
     /// A router that knows these parts.
     pub fn new(parts: Parts) -> anyhow::Result<Router> {
         let worker_header = http::HeaderValue::try_from(parts.name.as_str())?;
-        let upstreams = client(Resolver::anywhere(), CONNECT_TIMEOUT, UPSTREAM_IDLE_FOR)?;
-        let tunnels = client(Resolver::elsewhere(), TUNNEL_CONNECT_TIMEOUT, TUNNEL_IDLE_FOR)?;
+        let upstreams = Upstreams::new(connector(Resolver::anywhere(), CONNECT_TIMEOUT)?);
+        let tunnels = tunnels(connector(Resolver::elsewhere(), TUNNEL_CONNECT_TIMEOUT)?);
         Ok(Router {
             shared: Arc::new(Shared {
                 worker_header,
@@ -142,13 +140,14 @@ impl Router {
     }
 }
 
-type HttpClient = Client<HttpsConnector<HttpConnector<Resolver>>, AttemptBody>;
+type Connector = HttpsConnector<HttpConnector<Resolver>>;
+type HttpClient = Client<Connector, AttemptBody>;
 
 /// What all requests share.
 struct Shared {
     parts: Parts,
     worker_header: http::HeaderValue,
-    upstreams: HttpClient,
+    upstreams: Upstreams,
     tunnels: HttpClient,
     pool: Pool,
     // Locked in this order, if several are: fleet, health, rng.
@@ -186,13 +185,7 @@ impl Shared {
     }
 }
 
-/// A client over HTTP/1.1, one connection per request in flight: no request shares the fate of another, and a connection
-/// can become something else.
-fn client(
-    resolver: Resolver,
-    connect_timeout: std::time::Duration,
-    idle_for: std::time::Duration,
-) -> anyhow::Result<HttpClient> {
+fn connector(resolver: Resolver, connect_timeout: std::time::Duration) -> anyhow::Result<Connector> {
     let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()?
         .with_webpki_roots()
@@ -202,18 +195,20 @@ fn client(
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(connect_timeout));
     tcp.set_keepalive(Some(std::time::Duration::from_secs(15)));
-    let connector = hyper_rustls::HttpsConnectorBuilder::new()
-        .with_tls_config(tls)
-        .https_or_http()
-        .enable_http1()
-        .wrap_connector(tcp);
+    let builder = hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls);
+    Ok(builder.https_or_http().enable_http1().wrap_connector(tcp))
+}
+
+/// A client over HTTP/1.1, one connection per request in flight: no request shares the fate of another, and a connection
+/// can become something else.
+fn tunnels(connector: Connector) -> HttpClient {
     let mut builder = Client::builder(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(idle_for)
+        .pool_idle_timeout(TUNNEL_IDLE_FOR)
         .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS);
-    Ok(builder.build(connector))
+    builder.build(connector)
 }
 
 fn header(text: &str) -> http::HeaderValue {

@@ -4,7 +4,10 @@
 //! x-wiremesh-via: <name of the node the client asked>;<128 random bits, hexadecimal>
 //! ```
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt::{self, Write},
+    str::FromStr,
+};
 
 use http::HeaderValue;
 use rand::RngCore;
@@ -21,6 +24,17 @@ impl CallId {
         rng.fill_bytes(&mut bytes);
         CallId(bytes)
     }
+
+    /// As a header, in hexadecimal digits.
+    pub fn header(&self) -> HeaderValue {
+        HeaderValue::from_bytes(&self.digits()).expect("hexadecimal digits are visible ASCII")
+    }
+
+    fn digits(&self) -> [u8; 32] {
+        let mut digits = [0; 32];
+        hex::encode_to_slice(self.0, &mut digits).expect("two digits a byte");
+        digits
+    }
 }
 
 impl FromStr for CallId {
@@ -35,7 +49,7 @@ impl FromStr for CallId {
 
 impl fmt::Display for CallId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+        self.digits().iter().try_for_each(|digit| f.write_char(char::from(*digit)))
     }
 }
 
@@ -56,7 +70,9 @@ pub struct BadVia;
 impl Via {
     /// As a header.
     pub fn header(&self) -> HeaderValue {
-        HeaderValue::try_from(self.to_string()).expect("names and hexadecimal digits are visible ASCII")
+        let name = self.origin.as_str().as_bytes();
+        let value = [name, b";", &self.call.digits()].concat();
+        HeaderValue::try_from(value).expect("names and hexadecimal digits are visible ASCII")
     }
 }
 

@@ -143,6 +143,14 @@ impl Handle {
         Some(ServiceReport::of(&door.admission, door.reading, busy, state))
     }
 
+    /// Whether a request would have to wait in the line of a service of this node.
+    pub fn would_wait(&self, service: &ServiceName) -> bool {
+        self.shared.services.get(service).is_some_and(|service| {
+            let door = lock(&service.door);
+            door.admission.running() + door.admission.waiting() >= door.admission.capacity()
+        })
+    }
+
     /// Changes whenever a report may have: a request came or ended, an upstream said something, a service came or went.
     pub fn report_changes(&self) -> watch::Receiver<u64> {
         self.shared.changed.0.subscribe()

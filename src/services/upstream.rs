@@ -34,12 +34,16 @@ impl Upstream {
     /// The whole URL for a request to `path_and_query`, which begins with a slash. `None` if the result is too long to
     /// be a URL.
     pub fn uri(&self, path_and_query: &PathAndQuery) -> Option<Uri> {
-        let path = if self.base.is_empty() {
-            path_and_query.clone()
-        } else {
-            PathAndQuery::try_from(format!("{}{}", self.base, path_and_query)).ok()?
-        };
+        let path = self.path(path_and_query)?;
         Uri::builder().scheme(self.scheme.clone()).authority(self.authority.clone()).path_and_query(path).build().ok()
+    }
+
+    /// What is asked for on a connection to it. `None` as above.
+    pub fn path(&self, path_and_query: &PathAndQuery) -> Option<PathAndQuery> {
+        if self.base.is_empty() {
+            return Some(path_and_query.clone());
+        }
+        PathAndQuery::try_from(format!("{}{}", self.base, path_and_query)).ok()
     }
 
     /// The URL of what the same server has besides its service: beside `/v1`, at another port if one is given.

@@ -4,6 +4,7 @@ use std::{
     error::Error,
     future::Future,
     pin::Pin,
+    sync::{Arc, atomic::AtomicUsize},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -11,17 +12,19 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderValue, Response, header};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::time::Sleep;
 
-use super::{account::Account, called::Called, overlay::Lease, replay::Replay, underway::Underway};
+use super::{
+    account::Account, called::Called, overlay::Lease, replay::Replay, underway::Underway, upstreams::Arriving,
+};
 use crate::{
     router::{Outcome, Refusal, headers, sse::Events},
     services::Permit,
 };
 
-/// How long the last words have to leave before the connection is aborted: a reset overtakes what is still in the queue.
+/// How long what came, and the last words, have to leave before the connection is aborted: a reset overtakes what is still
+/// in the queue, even the head of the answer.
 const LAST_WORDS_LEAVE_IN: Duration = Duration::from_millis(100);
 
 /// An answer on its way to the client.
@@ -35,8 +38,8 @@ pub struct AnswerBody(Kind, Bounds);
 struct Bounds {
     /// Aborts the answer when it is over.
     until: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
-    /// Kept, not read.
-    _kept: Option<Box<dyn Send>>,
+    /// Kept, not read: what is being answered is not idle.
+    _kept: Option<Arc<AtomicUsize>>,
     /// Is told how it goes.
     account: Account,
 }
@@ -59,7 +62,7 @@ impl AnswerBody {
     }
 
     /// What an upstream or a worker sends. `held` is given up at its end. With `events` a break says why.
-    pub(super) fn stream(body: Incoming, held: Held, events: Option<Events>, interrupted: Counter) -> AnswerBody {
+    pub(super) fn stream(body: Arriving, held: Held, events: Option<Events>, interrupted: Counter) -> AnswerBody {
         let mut stream = Stream { body: Some(body), held: Some(held), events, breaking: None, interrupted };
         stream.end_if_over();
         AnswerBody::of(Kind::Stream(Box::new(stream)))
@@ -72,8 +75,8 @@ impl AnswerBody {
     }
 
     /// The same; `kept` is given up at its end.
-    pub(super) fn keeping(mut self, kept: impl Send + 'static) -> AnswerBody {
-        self.1._kept = Some(Box::new(kept));
+    pub(super) fn keeping(mut self, kept: Arc<AtomicUsize>) -> AnswerBody {
+        self.1._kept = Some(kept);
         self
     }
 
@@ -146,10 +149,10 @@ type Failed = Box<dyn Error + Send + Sync>;
 
 struct Stream {
     /// None after its end or break: what it came from is told at once.
-    body: Option<Incoming>,
+    body: Option<Arriving>,
     held: Option<Held>,
     events: Option<Events>,
-    /// The answer broke off, the last words are said.
+    /// The answer broke off, the last words are on their way.
     breaking: Option<Pin<Box<Sleep>>>,
     interrupted: Counter,
 }
@@ -176,8 +179,8 @@ impl Stream {
                 }
                 self.end();
                 tracing::debug!(%error, "answer broke off");
-                let Some(events) = self.events.take() else { return Poll::Ready(Some(Err(error.into()))) };
                 self.breaking = Some(Box::pin(tokio::time::sleep(LAST_WORDS_LEAVE_IN)));
+                let Some(events) = self.events.take() else { return self.poll(context) };
                 let refusal = Refusal::Interrupted("in the middle of its answer".into());
                 Poll::Ready(Some(Ok(Frame::data(events.last_words(&refusal.body("")).into()))))
             }
@@ -248,6 +251,7 @@ impl Body for AnswerBody {
             Kind::Page(body) => body.size_hint(),
             Kind::Stream(stream) => match &stream.body {
                 Some(body) => body.size_hint(),
+                None if stream.breaking.is_some() => SizeHint::default(),
                 None => SizeHint::with_exact(0),
             },
         }

@@ -12,6 +12,7 @@ use super::{
     outgoing::Outgoing,
     overlay::{Lease, NoConnection, Sign, dial},
     underway::Underway,
+    upstreams::{Arriving, NoAnswer},
 };
 use crate::{
     clock,
@@ -64,17 +65,17 @@ impl Shared {
         &self,
         outgoing: &Outgoing,
         upstream: &Upstream,
-    ) -> Result<Response<Incoming>, Failed> {
-        let Some(uri) = upstream.uri(&outgoing.needs.path) else {
+    ) -> Result<Response<Arriving>, Failed> {
+        let Some(path) = upstream.path(&outgoing.needs.path) else {
             return Err(Failed::there(Failure::Unreachable, "the URL is too long"));
         };
         // An idempotent request that met a connection just being closed is worth a second try on the spot.
         let mut again = outgoing.needs.repeatable;
         loop {
-            match self.upstreams.request(outgoing.request_here(uri.clone())).await {
+            match self.upstreams.request(upstream, &path, outgoing).await {
                 Ok(answer) => return Ok(answer),
-                Err(error) if error.is_connect() => {
-                    return Err(Failed::broken(Failure::ConnectionRefused, error));
+                Err(NoAnswer::NoConnection(error)) => {
+                    return Err(Failed::broken(Failure::ConnectionRefused, chain(&*error)));
                 }
                 Err(_) if again && outgoing.replay.is_intact() => again = false,
                 Err(error) => return Err(Failed::broken(outgoing.broken(), chain(&error))),

@@ -20,7 +20,7 @@ use super::{
     answer::{Answer, AnswerBody, refuse},
     believed::Believed,
     lock, openai,
-    outbound::Whence,
+    outbound::{Caller, Whence},
     reports,
     serve::Connections,
 };
@@ -108,21 +108,31 @@ impl Router {
 
 impl Surface {
     /// Answers one request from `peer`.
-    pub async fn answer(&self, mut request: Request<Incoming>, peer: SocketAddr) -> Answer {
+    pub(super) async fn answer(
+        &self,
+        mut request: Request<Incoming>,
+        peer: SocketAddr,
+        connections: Arc<Connections>,
+    ) -> Answer {
         if !is_call(&request) {
-            return self.answer_one(request, peer).await;
+            return self.answer_one(request, peer, connections).await;
         }
         let account = Account::open(&self.shared, &mut request, matches!(self.door, Door::Local(_)));
-        account.answered(self.answer_one(request, peer).await)
+        account.answered(self.answer_one(request, peer, connections).await)
     }
 
-    async fn answer_one(&self, mut request: Request<Incoming>, peer: SocketAddr) -> Answer {
+    async fn answer_one(
+        &self,
+        mut request: Request<Incoming>,
+        peer: SocketAddr,
+        connections: Arc<Connections>,
+    ) -> Answer {
         let believed = match self.let_in(&mut request, peer) {
             Ok(believed) => believed,
             Err(refusal) => return self.keep_out(&refusal, &request, peer),
         };
         if is_call(&request) {
-            return self.answer_call(request, peer, believed).await;
+            return self.answer_call(request, self.caller(peer, believed, connections)).await;
         }
         let id = self.shared.request_id(request.headers());
         request.headers_mut().insert(headers::REQUEST_ID, id.clone());
@@ -139,13 +149,16 @@ impl Surface {
         matches!(self.door, Door::Overlay(_))
     }
 
-    async fn answer_call(
-        &self,
-        mut request: Request<Incoming>,
-        peer: SocketAddr,
-        believed: Option<Believed>,
-    ) -> Answer {
-        let (limit, whence) = match self.door {
+    async fn answer_call(&self, request: Request<Incoming>, caller: Caller) -> Answer {
+        let Some(believed) = caller.believed.clone() else { return self.shared.answer_call(request, caller).await };
+        tokio::select! {
+            answer = self.shared.answer_call(request, caller) => answer.map(|body| body.until(believed.over())),
+            () = believed.clone().over() => refuse(&Refusal::Interrupted("who asked is no longer a member".into()), ""),
+        }
+    }
+
+    fn caller(&self, peer: SocketAddr, believed: Option<Believed>, connections: Arc<Connections>) -> Caller {
+        let (header_limit, whence) = match self.door {
             Door::Local(_) => (MAX_HEADER_BYTES, Whence::Client),
             Door::Overlay(_) | Door::Ingress(_) => {
                 let by_overlay = OverlayIp(peer.ip().to_canonical());
@@ -153,14 +166,7 @@ impl Surface {
                 (MAX_HEADER_BYTES + ADDED_BY_US_BYTES, Whence::Member(member))
             }
         };
-        let Some(believed) = believed else { return self.shared.answer_call(request, limit, whence).await };
-        if let Some(connections) = request.extensions_mut().get_mut::<Connections>() {
-            connections.believed = Some(believed.clone());
-        }
-        tokio::select! {
-            answer = self.shared.answer_call(request, limit, whence) => answer.map(|body| body.until(believed.over())),
-            () = believed.clone().over() => refuse(&Refusal::Interrupted("who asked is no longer a member".into()), ""),
-        }
+        Caller { whence, header_limit, believed, connections }
     }
 
     fn keep_out(&self, refusal: &Refusal, request: &Request<Incoming>, peer: SocketAddr) -> Answer {

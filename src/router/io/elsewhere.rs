@@ -17,6 +17,7 @@ use super::{
     outgoing::Outgoing,
     overlay::Lease,
     underway::Underway,
+    upstreams::Arriving,
 };
 use crate::{
     clock,
@@ -87,7 +88,12 @@ impl Shared {
                         }
                         .with("worker", clock::now().saturating_duration_since(began_at)),
                     };
-                    return Ok(self.finish(outgoing, answer, Held { underway: Some(underway), ..held }, way));
+                    return Ok(self.finish(
+                        outgoing,
+                        answer.map(Arriving::from),
+                        Held { underway: Some(underway), ..held },
+                        way,
+                    ));
                 }
                 Err(failed) => failed,
             };
@@ -120,8 +126,13 @@ impl Shared {
         Err((outgoing, refusal))
     }
 
+    /// Whether a request would have to wait here. Of several services for one model one may be free.
+    pub(super) fn would_wait(&self, target: &Target) -> bool {
+        matches!(target, Target::Service(service) if self.parts.services.would_wait(service))
+    }
+
     /// Whether a request of our own client that would have to wait in the line of a service is likely answered much sooner
-    /// by another worker. Of several services for one model one may be free: such a request stays.
+    /// by another worker.
     pub(super) async fn had_better_leave(&self, target: &Target) -> bool {
         let Target::Service(service) = target else { return false };
         let Some(own) = self.work(service).filter(|work| work.running + work.queued >= work.capacity) else {

@@ -1,13 +1,14 @@
 //! Our answer, made of a worker's or an upstream's.
 
 use http::{HeaderValue, Response, StatusCode};
-use hyper::{body::Incoming, upgrade::OnUpgrade};
+use hyper::upgrade::OnUpgrade;
 
 use super::{
     Shared,
     answer::{Answer, AnswerBody, Held, InFlight},
     outgoing::Outgoing,
     upgrade,
+    upstreams::Arriving,
 };
 use crate::router::{Path, Source, headers, sse, timing::Timing};
 
@@ -22,7 +23,7 @@ pub(super) struct Way {
 
 impl Shared {
     /// Makes our answer of a worker's or upstream's. `held` and what the request holds are given up at its end.
-    pub(super) fn finish(&self, outgoing: Outgoing, answer: Response<Incoming>, mut held: Held, way: Way) -> Answer {
+    pub(super) fn finish(&self, outgoing: Outgoing, answer: Response<Arriving>, mut held: Held, way: Way) -> Answer {
         let took = self.first_byte(outgoing.arrived_at);
         let Outgoing { replay, upgrade, turn, to_client, in_flight, called, account, .. } = outgoing;
         let (mut parts, body) = answer.into_parts();
@@ -52,9 +53,9 @@ impl Shared {
         if let Some(protocol) = upgrade {
             parts.headers.insert(http::header::UPGRADE, protocol);
         }
-        if let (Some((ours, connections)), Some(theirs)) = (turn, theirs) {
+        if let (Some(turn), Some(theirs)) = (turn, theirs) {
             let upgraded = InFlight::new(&self.counters.upgraded);
-            upgrade::splice(ours, theirs, connections, (held, upgraded, account));
+            upgrade::splice(turn, theirs, (held, upgraded, account));
         }
         Response::from_parts(parts, AnswerBody::bytes(""))
     }

@@ -16,9 +16,10 @@ use super::{
     account::Account,
     answer::{Answer, InFlight, refuse},
     attempt::Failed,
+    believed::Believed,
     here::NotHere,
     lock,
-    outgoing::Outgoing,
+    outgoing::{Outgoing, Turn},
     replay::Replay,
     serve::Connections,
 };
@@ -37,19 +38,25 @@ pub(super) enum Whence {
     Member(OverlayIp),
 }
 
+/// Who sent a request, and what that allows.
+pub(super) struct Caller {
+    pub whence: Whence,
+    /// The most bytes of headers.
+    pub header_limit: usize,
+    /// Whether who came in by a proof is still believed.
+    pub believed: Option<Believed>,
+    /// Those of the listener it came in by.
+    pub connections: Arc<Connections>,
+}
+
 impl Shared {
     /// Answers a request for a service or a model. The door has checked who asks.
-    pub(super) async fn answer_call(
-        self: &Arc<Shared>,
-        request: Request<Incoming>,
-        header_limit: usize,
-        whence: Whence,
-    ) -> Answer {
+    pub(super) async fn answer_call(self: &Arc<Shared>, request: Request<Incoming>, caller: Caller) -> Answer {
         let mut ending = Ending { shared: self, told: false };
         let call = CallId::random(&mut *lock(&self.rng));
         let request_id = self.request_id(request.headers());
 
-        let answered = self.accept_call(request, call, request_id.clone(), header_limit, whence).await;
+        let answered = self.accept_call(request, call, request_id.clone(), caller).await;
         ending.told = true;
         let mut answer = answered.unwrap_or_else(|refusal| self.fail(&refusal, &request_id));
         answer.headers_mut().insert(headers::REQUEST_ID, request_id);
@@ -61,25 +68,29 @@ impl Shared {
         mut request: Request<Incoming>,
         call: CallId,
         request_id: HeaderValue,
-        header_limit: usize,
-        whence: Whence,
+        caller: Caller,
     ) -> Result<Answer, Refusal> {
         let arrived_at = clock::now();
-        if headers::size(request.uri(), request.headers()) > header_limit {
+        let whence = caller.whence;
+        if headers::size(request.uri(), request.headers()) > caller.header_limit {
             return Err(Refusal::HeadersTooLarge);
         }
         let asked = request.uri().path_and_query().cloned().ok_or(Refusal::NotFound)?;
         let needs = Needs::of(request.method(), &asked).transpose()?;
         let forwarded = self.read_via(&request)?;
         let upgrade = headers::upgrade(request.headers());
-        let turn = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+        let turn = upgrade.is_some().then(|| Turn {
+            client: hyper::upgrade::on(&mut request),
+            connections: caller.connections,
+            believed: caller.believed,
+        });
         let expects = headers::expects(request.headers());
         let (mut parts, body) = request.into_parts();
         let account = parts.extensions.remove::<Account>().unwrap_or_default();
         let replay = Replay::new(body, expects).counting(account.received());
         let needs = match needs {
             Some(needs) => needs,
-            None => self.needs_of_model(&parts, &asked, &replay).await?,
+            None => Box::pin(self.needs_of_model(&parts, &asked, &replay)).await?,
         };
 
         headers::strip_hop_by_hop(&mut parts.headers);
@@ -103,7 +114,7 @@ impl Shared {
             via,
             headers: parts.headers,
             upgrade,
-            turn: turn.zip(parts.extensions.get::<Connections>().cloned()),
+            turn,
             arrived_at,
             to_client,
             affinity,
@@ -130,8 +141,10 @@ impl Shared {
     /// A request from a client of ours: here if we can, else by the best worker. It does not wait in our line while
     /// another worker is idle, unless that says no.
     async fn route(&self, outgoing: Outgoing) -> Result<Answer, Refusal> {
-        let outgoing = if self.had_better_leave(&outgoing.needs.target).await {
-            match self.elsewhere(outgoing, NotHere::Waits).await {
+        let outgoing = if self.would_wait(&outgoing.needs.target)
+            && Box::pin(self.had_better_leave(&outgoing.needs.target)).await
+        {
+            match Box::pin(self.elsewhere(outgoing, NotHere::Waits)).await {
                 Ok(answer) => return Ok(answer),
                 Err((outgoing, refusal)) if refusal.executed() == Executed::No && outgoing.replay.is_intact() => {
                     outgoing
@@ -153,13 +166,13 @@ impl Shared {
         {
             return Err(Refusal::Interrupted(why.clone()));
         }
-        self.elsewhere(outgoing, not_here).await.map_err(|(_, refusal)| refusal)
+        // Large, and not made room for in requests that are answered here.
+        Box::pin(self.elsewhere(outgoing, not_here)).await.map_err(|(_, refusal)| refusal)
     }
 
     /// The id that a request came with, or a new one.
     pub(super) fn request_id(&self, headers: &http::HeaderMap) -> HeaderValue {
-        headers::request_id(headers)
-            .unwrap_or_else(|| super::header(&CallId::random(&mut *lock(&self.rng)).to_string()))
+        headers::request_id(headers).unwrap_or_else(|| CallId::random(&mut *lock(&self.rng)).header())
     }
 
     /// Counts a request that gets an error of ours, and makes its answer.

@@ -1,6 +1,6 @@
 //! A request as every attempt sends it.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, header, uri::PathAndQuery};
 use hyper::upgrade::OnUpgrade;
@@ -8,6 +8,7 @@ use hyper::upgrade::OnUpgrade;
 use super::{
     account::Account,
     answer::InFlight,
+    believed::Believed,
     called::Called,
     replay::{AttemptBody, Replay},
     serve::Connections,
@@ -18,7 +19,13 @@ use crate::{
 };
 
 /// The client's side of a connection that may become something else.
-pub(super) type Turn = Option<(OnUpgrade, Connections)>;
+pub(super) struct Turn {
+    pub client: OnUpgrade,
+    /// Those of the listener it came in by.
+    pub connections: Arc<Connections>,
+    /// Whether who came in by a proof is still believed.
+    pub believed: Option<Believed>,
+}
 
 /// A request, with all that it holds until its end.
 pub(super) struct Outgoing {
@@ -32,7 +39,7 @@ pub(super) struct Outgoing {
     pub via: Via,
     /// What the connection is to become.
     pub upgrade: Option<HeaderValue>,
-    pub turn: Turn,
+    pub turn: Option<Turn>,
     pub arrived_at: Instant,
     /// Whether our client is a program that uses the mesh, not another agent of it.
     pub to_client: bool,

@@ -35,7 +35,10 @@ pub(super) async fn run(shared: &Arc<Shared>, stop: CancellationToken) {
             () = async { tokio::time::sleep_until(due.unwrap_or_else(tokio::time::Instant::now)).await }, if due.is_some() => {
                 tracing::trace!(why = next.map(|(_, why)| why), "prober wakes");
             }
-            _ = sweep.tick() => shared.pool.sweep(clock::now()),
+            _ = sweep.tick() => {
+                shared.pool.sweep(clock::now());
+                shared.upstreams.sweep(clock::now());
+            }
             Some((way, answered)) = probes.next() => {
                 tracing::debug!(node = %way.0, path = %way.1, answered, "probed an ejected way");
                 if answered {

@@ -130,6 +130,14 @@ impl Replay {
         })
     }
 
+    /// Whether all of it was passed on.
+    pub fn is_passed_on(&self) -> bool {
+        self.0.as_ref().is_none_or(|shared| {
+            let state = lock(&shared.state);
+            state.ahead.is_empty() && state.source.as_ref().is_none_or(Body::is_end_stream)
+        })
+    }
+
     /// Shows what comes to `look` until that has seen enough, before the first attempt. All of it is passed on
     /// afterwards, as if it came only then. `None` if the body ended, or goes on beyond [`MAX_AHEAD_BYTES`].
     pub async fn peek<T>(

@@ -29,9 +29,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Surface,
-    believed::Believed,
-    lock,
+    Surface, lock,
     overlay::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, STREAM_WINDOW_BYTES},
 };
 
@@ -65,8 +63,6 @@ pub(super) struct Connections {
     pub tracker: TaskTracker,
     /// Cancelled when the grace is over.
     pub killed: CancellationToken,
-    /// Who sent the request, if that has to stay believed.
-    pub believed: Option<Believed>,
 }
 
 /// Where connections come from.
@@ -110,7 +106,7 @@ pub async fn serve(
     grace: Duration,
 ) -> anyhow::Result<()> {
     let surface = Arc::new(surface);
-    let connections = Connections { tracker: TaskTracker::new(), killed: CancellationToken::new(), believed: None };
+    let connections = Connections { tracker: TaskTracker::new(), killed: CancellationToken::new() };
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let sources = Sources::default();
     loop {
@@ -161,16 +157,15 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     connections: Connections,
     stop: CancellationToken,
 ) {
-    let for_requests = connections.clone();
+    let for_requests = Arc::new(connections.clone());
     // One more holds it for each request until the end of its answer.
     let busy = Arc::new(AtomicUsize::new(0));
     let asked = busy.clone();
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        let surface = surface.clone();
-        request.extensions_mut().insert(for_requests.clone());
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (surface, connections) = (surface.clone(), for_requests.clone());
         asked.fetch_add(1, Ordering::Relaxed);
         let kept = asked.clone();
-        async move { Ok::<_, Infallible>(surface.answer(request, peer).await.map(|body| body.keeping(kept))) }
+        async move { Ok::<_, Infallible>(surface.answer(request, peer, connections).await.map(|body| body.keeping(kept))) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder

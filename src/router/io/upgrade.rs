@@ -3,12 +3,12 @@
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
-use super::{believed::Believed, serve::Connections};
+use super::{believed::Believed, outgoing::Turn};
 
 /// Joins the client's side and the worker's once both have switched. `held` is given up at the end.
-pub(super) fn splice(ours: OnUpgrade, theirs: OnUpgrade, connections: Connections, held: impl Send + 'static) {
+pub(super) fn splice(turn: Turn, theirs: OnUpgrade, held: impl Send + 'static) {
+    let Turn { client: ours, connections, believed } = turn;
     let killed = connections.killed.clone();
-    let believed = connections.believed.clone();
     connections.tracker.spawn(async move {
         let _held = held;
         let passing = async {
