@@ -8,4 +8,5 @@ mod mesh;
 mod models;
 mod reports;
 mod streams;
+mod upstreams;
 mod workers;
