@@ -165,7 +165,10 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         let (surface, connections) = (surface.clone(), for_requests.clone());
         asked.fetch_add(1, Ordering::Relaxed);
         let kept = asked.clone();
-        async move { Ok::<_, Infallible>(surface.answer(request, peer, connections).await.map(|body| body.keeping(kept))) }
+        // Boxed: hyper keeps room for it as long as the connection lives, and a long stream needs it only at its beginning.
+        Box::pin(async move {
+            Ok::<_, Infallible>(surface.answer(request, peer, connections).await.map(|body| body.keeping(kept)))
+        })
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
