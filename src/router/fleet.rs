@@ -62,6 +62,8 @@ pub struct Fleet {
     services: BTreeMap<ServiceName, BTreeMap<NodeId, Known>>,
     known: usize,
     born: u64,
+    /// Somebody considered a worker that was silent for long.
+    missed: bool,
 }
 
 /// A request under way. Given back to [`Fleet::on_end`], however it ends.
@@ -167,6 +169,8 @@ struct Known {
     born: u64,
     seen_at: Instant,
     used_at: Instant,
+    /// When it was considered last.
+    wanted_at: Instant,
     asked_at: Instant,
     own: u32,
     report: Option<Reported>,
@@ -294,18 +298,23 @@ impl Fleet {
 
     /// What is known of a worker. Somebody considers it for a request.
     pub fn consider(&mut self, service: &ServiceName, worker: NodeId, now: Instant) -> View {
-        self.known(service, worker, now).view(now)
+        let known = self.known(service, worker, now);
+        known.wanted_at = known.wanted_at.max(now);
+        let (view, is_missed) = (known.view(now), known.is_missed(now));
+        self.missed |= is_missed;
+        view
+    }
+
+    /// Whether somebody considered a worker since the last call for whom [`Fleet::poll_question`] has a question.
+    pub fn take_missed(&mut self) -> bool {
+        std::mem::take(&mut self.missed)
     }
 
     /// The next worker to be asked how it does: one that requests may go to, and that was silent for [`FRESH_FOR`]. The
     /// answer is an [`Fleet::on_report`]; without one it is asked again after as long.
     pub fn poll_question(&mut self, now: Instant) -> Option<(ServiceName, NodeId)> {
         for (service, workers) in &mut self.services {
-            let due = workers.iter_mut().find(|(_, known)| {
-                let since = |at: Instant| now.saturating_duration_since(at);
-                let heard_at = known.report.map_or(known.seen_at, |report| report.at);
-                since(known.used_at) < WANTED_FOR && since(heard_at.max(known.asked_at)) >= FRESH_FOR
-            });
+            let due = workers.iter_mut().find(|(_, known)| known.is_missed(now));
             if let Some((worker, known)) = due {
                 known.asked_at = now;
                 return Some((service.clone(), *worker));
@@ -362,6 +371,7 @@ impl Known {
             born,
             seen_at: now,
             used_at: now,
+            wanted_at: now,
             asked_at: now,
             own: 0,
             report: None,
@@ -374,6 +384,13 @@ impl Known {
             overlay: Trip::default(),
             tunnel: Trip::default(),
         }
+    }
+
+    /// Whether requests may go there, and nothing was heard from it for long.
+    fn is_missed(&self, now: Instant) -> bool {
+        let since = |at: Instant| now.saturating_duration_since(at);
+        let heard_at = self.report.map_or(self.seen_at, |report| report.at);
+        since(self.wanted_at) < WANTED_FOR && since(heard_at.max(self.asked_at)) >= FRESH_FOR
     }
 
     fn view(&self, now: Instant) -> View {

@@ -154,7 +154,7 @@ struct Shared {
     fleet: Arc<Mutex<Fleet>>,
     health: Mutex<Health>,
     followed: Mutex<Followed>,
-    /// Told when there may be a worker to follow.
+    /// Told when there may be a worker to follow, or one to be asked how it does.
     to_follow: tokio::sync::Notify,
     /// Told of every new ejection.
     ejected: tokio::sync::Notify,

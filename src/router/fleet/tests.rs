@@ -160,13 +160,17 @@ fn who_is_wanted_and_silent_is_asked_and_again_after_as_long() {
     it.report(0, 0);
     assert_eq!(it.fleet.poll_question(it.now + FRESH_FOR / 2), None);
 
+    assert!(!it.fleet.take_missed());
     it.now += FRESH_FOR;
     it.view();
+    assert!(it.fleet.take_missed() && !it.fleet.take_missed());
     assert_eq!(it.fleet.poll_question(it.now), Some((it.service.clone(), WORKER)));
     assert_eq!(it.fleet.poll_question(it.now), None);
     it.now += FRESH_FOR;
     assert!(it.fleet.poll_question(it.now).is_some());
 
+    // That it answers does not make it wanted.
+    it.report(0, 0);
     it.now += WANTED_FOR;
     assert_eq!(it.fleet.poll_question(it.now), None, "nobody wants it");
 }

@@ -279,7 +279,11 @@ impl Shared {
     fn select(&self, service: &ServiceName, workers: &[Worker], affinity: Option<Affinity>) -> Selection {
         let asked = Asked { service, workers, overlay: self.parts.overlay, affinity };
         let (fleet, health, rng) = (&mut *lock(&self.fleet), &mut *self.health(), &mut *lock(&self.rng));
-        select(&asked, fleet, health, rng, clock::now())
+        let selection = select(&asked, fleet, health, rng, clock::now());
+        if fleet.take_missed() {
+            self.to_follow.notify_one();
+        }
+        selection
     }
 }
 

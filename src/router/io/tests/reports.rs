@@ -8,7 +8,7 @@ use wiremesh_certs::ServiceName;
 use super::{mesh::*, workers::wait_until};
 use crate::{
     clock,
-    router::{State, Work, io::lock},
+    router::{State, Work, fleet::FRESH_FOR, io::lock},
 };
 
 #[tokio::test]
@@ -65,6 +65,36 @@ async fn a_worker_that_requests_go_to_is_followed() {
         let _places: Vec<_> = (0..taken).map(|_| worker.services.reserve(&ocr()).unwrap()).collect();
         wait_until(|| known().is_some_and(|(work, _)| work.running == taken)).await;
     }
+    client.stop.cancel();
+    running.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_worker_that_was_silent_for_long_is_asked_how_it_does_when_it_is_considered_and_gets_no_work_for_it() {
+    let mesh = Mesh::new();
+    let client = mesh.agent("alice", 2, None).await;
+    let counted = [named("there").await, named("over there").await];
+    let workers = [
+        mesh.agent("bob", 3, Service::ocr(counted[0].0)).await,
+        mesh.agent("carol", 4, Service::ocr(counted[1].0)).await,
+    ];
+    client.knows(workers.iter().map(Agent::by_overlay));
+    let long_ago = clock::now() - 2 * FRESH_FOR;
+    let busy: Work = "c=100;r=70;q=0;l=70;s=10;st=ready".parse().unwrap();
+    for worker in &workers {
+        lock(&client.router.shared.fleet).on_report(&ocr(), worker.id, busy, long_ago);
+    }
+    let running = tokio::task::spawn(client.router.clone().run(client.stop.clone()));
+
+    read(post(client.url("/service/ocr"), text("x")).await).await;
+
+    for worker in &workers {
+        let known = || lock(&client.router.shared.fleet).consider(&ocr(), worker.id, clock::now());
+        wait_until(|| known().report.is_some_and(|(work, age)| work.running <= 1 && age < FRESH_FOR)).await;
+        assert!(known().rtt(crate::router::Path::Overlay) > 0.0);
+    }
+    let executed: usize = counted.iter().map(|(_, count)| count.load(std::sync::atomic::Ordering::SeqCst)).sum();
+    assert_eq!(executed, 1);
     client.stop.cancel();
     running.await.unwrap().unwrap();
 }
