@@ -171,7 +171,7 @@ fn who_is_wanted_and_silent_is_asked_and_again_after_as_long() {
 
     // That it answers does not make it wanted.
     it.report(0, 0);
-    it.now += WANTED_FOR;
+    it.now += WANTED_FOR - FRESH_FOR;
     assert_eq!(it.fleet.poll_question(it.now), None, "nobody wants it");
 }
 
