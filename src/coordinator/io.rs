@@ -95,7 +95,7 @@ pub async fn start(config: Config, tasks: &Tasks, mut rng: StdRng) -> anyhow::Re
     let socket_path = config.data_dir.join(SOCKET);
     let socket = serve::bind_socket(&socket_path)?;
 
-    let shared = Arc::new(Shared::new(config, urls.clone(), authority, store, &admin_key, rng));
+    let shared = Arc::new(Shared::new(config, urls.clone(), authority, store, &admin_key, tasks.token().clone(), rng));
     let members = load(&shared, now).await.context("could not read the members from the database")?;
     let certificate = tls::Certificate::issue(&shared, now)?;
     let acceptor = TlsAcceptor::from(Arc::new(certificate.server_config()?));
