@@ -452,6 +452,7 @@ fn record() -> NodeRecord {
         tunnel_url: None,
         overlay: true,
         models: Vec::new(),
+        revocations: 0,
     }
 }
 

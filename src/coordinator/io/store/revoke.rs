@@ -157,5 +157,5 @@ async fn next_list(tx: &mut Transaction<'_, Sqlite>, now: UnixTime) -> Result<Re
             }
         }
     }
-    Ok(RevocationList { number: number + 1, serials, identities })
+    Ok(RevocationList { number: number + 1, serials, identities, ..RevocationList::default() })
 }
