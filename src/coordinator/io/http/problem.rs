@@ -161,7 +161,13 @@ impl From<RecordRefused> for Problem {
             RecordRefused::SomebodyElses { .. } | RecordRefused::ServiceNotAllowed(_) => StatusCode::FORBIDDEN,
             RecordRefused::Ended(_) | RecordRefused::FromTheFuture(_) => StatusCode::BAD_REQUEST,
         };
-        Problem::new(status, refused.kind(), &refused)
+        let problem = Problem::new(status, refused.kind(), &refused);
+        match refused {
+            RecordRefused::ServiceNotAllowed(_) => {
+                problem.hint("see [policy] in the coordinator's configuration, or join with a token that allows it")
+            }
+            _ => problem,
+        }
     }
 }
 

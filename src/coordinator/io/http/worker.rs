@@ -28,7 +28,9 @@ pub async fn register(
     if body.services.is_some_and(|services| services != opened.payload.services) {
         return Err(Problem::bad_request("bad_services", "the services differ from those in the signed record"));
     }
-    let introductions = shared.registry().handle_register(&by, opened, body.capabilities, body.dht_port, now)?;
+    let trust = shared.trust.current();
+    let introductions =
+        shared.registry().handle_register(&trust, &by, opened, body.capabilities, body.dht_port, now)?;
     Ok(Json(answer(&shared, &by, introductions, body.revocation_number)))
 }
 
@@ -41,7 +43,7 @@ pub async fn heartbeat(
 ) -> Result<Json<HeartbeatResponse>, Problem> {
     let by = caller.member()?;
     let (opened, now) = open(&shared, &by, source, &body.record).await?;
-    let introductions = shared.registry().handle_heartbeat(&by, opened, now)?;
+    let introductions = shared.registry().handle_heartbeat(&shared.trust.current(), &by, opened, now)?;
     Ok(Json(answer(&shared, &by, introductions, body.revocation_number)))
 }
 

@@ -56,7 +56,7 @@ async fn a_token_used_by_two_machines_says_who_was_first_and_from_where() {
 
 #[tokio::test]
 async fn what_is_undone_is_not_told() {
-    let mut fixture = fixture("10.42.0.0/16").await;
+    let fixture = fixture("10.42.0.0/16").await;
     fixture.token(1).await;
 
     let failed = fixture.store.enrol(&request(1, "n1"), &SECRET, HERE, NOW, |_| Err(IssueError::TooShort)).await;
