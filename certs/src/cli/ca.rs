@@ -6,9 +6,9 @@ use ipnet::IpNet;
 use rand::RngCore;
 
 use super::{
-    Console, Failure, Sink, Span,
+    Console, Failure, Sink, Source, Span,
     console::{self, Existing},
-    describe,
+    describe, passphrase, signer,
 };
 use crate::{Authority, CaParameters, MeshName, UnixTime};
 
@@ -34,6 +34,13 @@ pub struct Args {
     /// Where its private key goes, mode 0600; never replaced
     #[arg(long, value_name = "FILE", default_value = "ca.key", value_parser = console::key_path)]
     out_key: PathBuf,
+    /// Encrypt the private key with a passphrase, as PKCS#8 has it
+    #[arg(long)]
+    encrypt: bool,
+    /// The passphrase of the new key, the first line of this file [default: $WIREMESH_CA_PASSPHRASE, or it is asked for
+    /// at the terminal]
+    #[arg(long, value_name = "FILE", requires = "encrypt")]
+    passphrase_file: Option<Source>,
     /// Replace the certificate file if it exists (a key file never is)
     #[arg(long)]
     force: bool,
@@ -53,9 +60,18 @@ pub fn run(args: &Args, now: UnixTime, mut rng: &mut dyn RngCore, console: &mut 
     console::check_key_path(&args.out_key)?;
     args.out_crt.check(existing)?;
 
+    let passphrase = match args.encrypt {
+        true => {
+            let known = passphrase::known(args.passphrase_file.as_ref(), console)?;
+            Some(passphrase::of_new_key(&args.out_key, known, "--passphrase-file", console)?)
+        }
+        false => None,
+    };
     let parameters = CaParameters { mesh: args.name.clone(), network: args.networks, lifetime: args.duration.0 };
     let authority = Authority::create(&parameters, now, &mut rng).map_err(|error| Failure::issue(&making, &error))?;
-    console::write_key(&args.out_key, &authority.key_pem())?;
+    let key = signer::key_text(&authority, passphrase.as_ref().map(|text| text.as_str()), &mut rng)
+        .map_err(|bad| Failure::new(&making, bad))?;
+    console::write_key(&args.out_key, &key)?;
     let pem = authority.certificate().pem();
     let sheet = describe::authority(authority.certificate(), now)
         .titled(format!(

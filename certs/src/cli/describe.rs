@@ -2,7 +2,10 @@
 
 use pem::Pem;
 
-use super::sheet::{Sheet, tame};
+use super::{
+    life::Life,
+    sheet::{Sheet, tame},
+};
 use crate::{
     AllowedServices, CaCertificate, CertificateRequest, Chain, Fingerprint, IdentityKey, JoinToken, NodeRecord,
     Payload, RequestProof, RevocationList, Signed, UnixTime, WgPublicKey,
@@ -53,7 +56,7 @@ pub fn node(der: &[u8], now: UnixTime) -> Result<Sheet, String> {
         .fact("serial", "serial", outline.serial)
         .fact("fingerprint", "fingerprint", Fingerprint::of(der))
         .fact("issued by", "issuer", tame(outline.issuer_name().unwrap_or("?")))
-        .validity(outline.not_before, outline.not_after, now))
+        .validity(life(&outline), now))
 }
 
 /// An authority's certificate.
@@ -72,7 +75,7 @@ pub fn authority(ca: &CaCertificate, now: UnixTime) -> Sheet {
         }
         None => sheet.field("path_length", serde_json::Value::Null),
     };
-    sheet.validity(ca.not_before(), ca.not_after(), now)
+    sheet.validity(Life { from: ca.not_before(), until: ca.not_after() }, now)
 }
 
 /// A request for a certificate.
@@ -132,6 +135,10 @@ impl PublicKeys {
     }
 }
 
+fn life(outline: &Outline<'_>) -> Life {
+    Life { from: outline.not_before, until: outline.not_after }
+}
+
 fn unknown() -> String {
     "neither a certificate, a request, a key, a join token nor a signed message".to_owned()
 }
@@ -144,6 +151,9 @@ fn join_token(token: &JoinToken) -> Sheet {
 }
 
 fn pem_blocks(text: &str, now: UnixTime) -> Result<Sheet, String> {
+    if keys::is_encrypted_key(text) {
+        return Ok(Sheet::new("encrypted_key", "private key under a passphrase (not shown)"));
+    }
     if text.contains("PRIVATE KEY-----") {
         let key = IdentityKey::from_pkcs8_pem(text).map_err(|bad| bad.to_string())?;
         return Ok(Sheet::new("identity_key", "identity key (private, not shown)").fact(
@@ -190,7 +200,7 @@ fn any_certificate(der: &[u8], now: UnixTime) -> Result<Sheet, String> {
             .fact("serial", "serial", outline.serial)
             .fact("fingerprint", "fingerprint", Fingerprint::of(der))
             .fact("issued by", "issuer", tame(outline.issuer_name().unwrap_or("?")))
-            .validity(outline.not_before, outline.not_after, now));
+            .validity(life(&outline), now));
     }
     node(der, now)
 }

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::{Console, Failure, Source, describe, sheet::pretty, span::moment};
-use crate::{CaCertificate, Chain, Check, Refused, SignedRevocations, Trust, UnixTime};
+use super::{Console, Failure, Source, describe, revocations, sheet::pretty, span::moment};
+use crate::{Chain, Check, Refused, Trust, UnixTime};
 
 /// Of `verify`.
 #[derive(Debug, clap::Args)]
@@ -35,11 +35,7 @@ pub fn run(args: &Args, now: UnixTime, console: &mut Console<'_>) -> Result<(), 
     let now = args.at.unwrap_or(now);
     let sources = [Some(&args.ca_crt), Some(&args.crt), args.revocations.as_ref()];
     Source::at_most_one_stdin(&sources.into_iter().flatten().collect::<Vec<_>>())?;
-    let ca = CaCertificate::from_pem(&args.ca_crt.text(console)?).map_err(|bad| {
-        Failure::new(format!("reading {}", args.ca_crt), bad)
-            .hint("--ca-crt names the certificate of the mesh's authority")
-    })?;
-    let mut trust = Trust::new(ca);
+    let mut trust = Trust::new(revocations::authorities(&args.ca_crt, console)?);
     let mut lines = Vec::new();
     let crt = args.crt.bytes(console)?;
     if let Some(source) = &args.revocations {
@@ -146,13 +142,8 @@ fn passed(check: Check, trust: &Trust, now: UnixTime) -> String {
     }
 }
 
-/// The signed list, as bytes or as text.
 fn apply(trust: &mut Trust, bytes: &[u8], now: UnixTime) -> Outcome {
-    let signed = match std::str::from_utf8(bytes) {
-        Ok(text) => SignedRevocations::from_base64(text.trim()),
-        Err(_) => SignedRevocations::from_bytes(bytes),
-    };
-    match signed.map_err(Refused::from).and_then(|signed| trust.apply_revocations(&signed, now)) {
+    match revocations::signed_in(bytes).and_then(|signed| trust.apply_revocations(&signed, now)) {
         Ok(_) => Outcome::Passed(format!("revocation list {} is signed by the authority", trust.revocation_number())),
         Err(refused) => Outcome::Failed(refused),
     }
