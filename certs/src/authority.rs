@@ -74,6 +74,23 @@ pub enum IssueError {
     /// Groups or services beyond their bounds, or so long that a record would not fit a datagram.
     #[error("the certificate would be too large: {0}; use fewer or shorter groups and services")]
     TooLarge(&'static str),
+    /// Only a root may sign for other authorities, and only for roots.
+    #[error("only a root may sign for another authority")]
+    NotARoot,
+    /// An authority of another mesh, or for more than this one may.
+    #[error(
+        "an authority for the mesh {mesh} with {network} is not within {own_mesh} with {own_network}, to which this one is limited"
+    )]
+    NotWithin {
+        /// Of the other.
+        mesh: MeshName,
+        /// Of the other.
+        network: IpNet,
+        /// Ours.
+        own_mesh: MeshName,
+        /// Ours.
+        own_network: IpNet,
+    },
     /// The authority itself has ended or not begun.
     #[error("this authority is valid from {from} to {until}, and it is {now}")]
     AuthorityNotValid {
@@ -121,12 +138,17 @@ pub enum BadAuthority {
     /// They do not belong together.
     #[error("the key is not the one in the certificate")]
     KeyMismatch,
+    /// An intermediate's file must go up to the root, each signed by the next.
+    #[error("its certificates do not follow from one another: its own first, then each one's issuer")]
+    BrokenChain,
 }
 
 /// A mesh's authority: its certificate and the key behind it.
 #[derive(Debug)]
 pub struct Authority {
     certificate: CaCertificate,
+    /// Those above it, the root last; none above a root.
+    above: Vec<CaCertificate>,
     key: IdentityKey,
 }
 
@@ -138,46 +160,86 @@ impl Authority {
         if network.prefix_len() < 8 || host_bits < 2 {
             return Err(IssueError::UnfitNetwork(network));
         }
-        if parameters.lifetime < MIN_LIFETIME {
-            return Err(IssueError::TooShort);
-        }
         let key = IdentityKey::generate(rng);
-        let mut subject = DistinguishedName::new();
-        subject.push(DnType::OrganizationName, "wiremesh");
-        subject.push(DnType::CommonName, parameters.mesh.as_str());
-        let mut params = CertificateParams::default();
-        params.serial_number = Some(random_serial(rng));
-        params.not_before = moment(now.minus(BACKDATED))?;
-        params.not_after = moment(now.plus(parameters.lifetime))?;
-        params.distinguished_name = subject;
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages =
-            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
-        params.name_constraints = Some(NameConstraints {
-            permitted_subtrees: vec![
-                GeneralSubtree::DnsName(format!("{}.internal", parameters.mesh)),
-                GeneralSubtree::IpAddress(CidrSubnet::from_addr_prefix(network.addr(), network.prefix_len())),
-            ],
-            excluded_subtrees: Vec::new(),
-        });
+        let params = ca_params(parameters, BasicConstraints::Unconstrained, now, rng)?;
         let der = params.self_signed(&key).map_err(encoding)?.der().to_vec();
         let certificate = CaCertificate::from_der(der).map_err(|bad| IssueError::Encoding(bad.to_string()))?;
-        Ok(Authority { certificate, key })
+        Ok(Authority { certificate, above: Vec::new(), key })
     }
 
-    /// Opens an authority from its two files.
+    /// A new authority below this one, for a machine that is online: it may sign nodes and no further authorities, and
+    /// only within `parameters`, which must be within this one's. Cut to this one's end.
+    pub fn create_intermediate(
+        &self,
+        parameters: &CaParameters,
+        now: UnixTime,
+        rng: &mut impl RngCore,
+    ) -> Result<Authority, IssueError> {
+        self.check_validity(now)?;
+        if !self.certificate.is_root() {
+            return Err(IssueError::NotARoot);
+        }
+        let key = IdentityKey::generate(rng);
+        let certificate = self.sign_ca(parameters, &key.id(), BasicConstraints::Constrained(0), now, rng)?;
+        Ok(Authority { certificate, above: vec![self.certificate.clone()], key })
+    }
+
+    /// A certificate for the key of `successor`, another root of the same mesh: who believes this authority believes that
+    /// one through it. Cut to this one's end and to that one's.
+    pub fn cross_sign(
+        &self,
+        successor: &CaCertificate,
+        now: UnixTime,
+        rng: &mut impl RngCore,
+    ) -> Result<CaCertificate, IssueError> {
+        self.check_validity(now)?;
+        if !self.certificate.is_root() || !successor.is_root() {
+            return Err(IssueError::NotARoot);
+        }
+        let parameters = CaParameters {
+            mesh: successor.mesh().clone(),
+            network: successor.network(),
+            lifetime: successor.not_after().saturating_since(now),
+        };
+        self.sign_ca(&parameters, &successor.key(), BasicConstraints::Unconstrained, now, rng)
+    }
+
+    /// Opens an authority from its two files. That of an intermediate holds the certificates above it too, the root last.
     pub fn from_pem(certificate: &str, key: &str) -> Result<Authority, BadAuthority> {
-        let certificate = CaCertificate::from_pem(certificate)?;
-        let key = IdentityKey::from_pkcs8_pem(key)?;
+        Authority::with_key(CaCertificate::bundle_from_pem(certificate)?, IdentityKey::from_pkcs8_pem(key)?)
+    }
+
+    /// From its certificate, those above it, and its key, which may have been kept encrypted.
+    pub fn with_key(certificates: Vec<CaCertificate>, key: IdentityKey) -> Result<Authority, BadAuthority> {
+        let mut certificates = certificates.into_iter();
+        let certificate = certificates.next().ok_or(BadCertificate("no certificate in the file"))?;
+        let above: Vec<CaCertificate> = certificates.collect();
         if key.id() != certificate.key() {
             return Err(BadAuthority::KeyMismatch);
         }
-        Ok(Authority { certificate, key })
+        let mut below = &certificate;
+        for upper in &above {
+            if !below.is_issued_by(upper) {
+                return Err(BadAuthority::BrokenChain);
+            }
+            below = upper;
+        }
+        Ok(Authority { certificate, above, key })
     }
 
     /// Its certificate.
     pub fn certificate(&self) -> &CaCertificate {
         &self.certificate
+    }
+
+    /// The certificates above it, the root last; none above a root.
+    pub fn above(&self) -> &[CaCertificate] {
+        &self.above
+    }
+
+    /// The root: what join tokens pin. An intermediate that was opened without its root stands in for it.
+    pub fn root(&self) -> &CaCertificate {
+        self.above.last().unwrap_or(&self.certificate)
     }
 
     /// Its key, for the file it is kept in.
@@ -226,7 +288,7 @@ impl Authority {
         believed.map(|_| chain).map_err(|refused| IssueError::WouldBeRefused(Box::new(refused)))
     }
 
-    /// A TLS certificate for the coordinator itself: its chain (root included, so that a client that knows only the
+    /// A TLS certificate for the coordinator itself: its chain (up to the root, so that a client that knows only the
     /// root's fingerprint can check it) and its key.
     pub fn issue_coordinator_tls(
         &self,
@@ -247,7 +309,8 @@ impl Authority {
             vec![SanType::DnsName(ia5(certificate::coordinator_dns_name(self.certificate.mesh()))?)];
         params.use_authority_key_identifier_extension = true;
         let der = self.sign_for(&params, &key.id())?;
-        Ok((vec![der, self.certificate.der().to_vec()], key))
+        let authorities = [&self.certificate].into_iter().chain(&self.above);
+        Ok(([der].into_iter().chain(authorities.map(|ca| ca.der().to_vec())).collect(), key))
     }
 
     /// Signs the list of what is no longer to be believed.
@@ -294,10 +357,64 @@ impl Authority {
         Ok(())
     }
 
+    /// A certificate for another authority's key.
+    fn sign_ca(
+        &self,
+        parameters: &CaParameters,
+        key: &NodeId,
+        constraints: BasicConstraints,
+        now: UnixTime,
+        rng: &mut impl RngCore,
+    ) -> Result<CaCertificate, IssueError> {
+        let own = &self.certificate;
+        let network = parameters.network.trunc();
+        if parameters.mesh != *own.mesh() || !own.network().contains(&network) {
+            let (mesh, own_mesh) = (parameters.mesh.clone(), own.mesh().clone());
+            return Err(IssueError::NotWithin { mesh, network, own_mesh, own_network: own.network() });
+        }
+        let lifetime = parameters.lifetime.min(own.not_after().saturating_since(now));
+        let parameters = CaParameters { lifetime, ..parameters.clone() };
+        let mut params = ca_params(&parameters, constraints, now, rng)?;
+        params.use_authority_key_identifier_extension = true;
+        let der = self.sign_for(&params, key)?;
+        CaCertificate::from_der(der).map_err(|bad| IssueError::Encoding(bad.to_string()))
+    }
+
     fn sign_for(&self, params: &CertificateParams, subject: &NodeId) -> Result<Vec<u8>, IssueError> {
         let issuer = Issuer::from_ca_cert_der(&self.certificate.der().into(), &self.key).map_err(encoding)?;
         Ok(params.signed_by(&public_key_info(subject)?, &issuer).map_err(encoding)?.der().to_vec())
     }
+}
+
+/// What the certificate of any authority says.
+fn ca_params(
+    parameters: &CaParameters,
+    constraints: BasicConstraints,
+    now: UnixTime,
+    rng: &mut impl RngCore,
+) -> Result<CertificateParams, IssueError> {
+    if parameters.lifetime < MIN_LIFETIME {
+        return Err(IssueError::TooShort);
+    }
+    let network = parameters.network.trunc();
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::OrganizationName, "wiremesh");
+    subject.push(DnType::CommonName, parameters.mesh.as_str());
+    let mut params = CertificateParams::default();
+    params.serial_number = Some(random_serial(rng));
+    params.not_before = moment(now.minus(BACKDATED))?;
+    params.not_after = moment(now.plus(parameters.lifetime))?;
+    params.distinguished_name = subject;
+    params.is_ca = IsCa::Ca(constraints);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    params.name_constraints = Some(NameConstraints {
+        permitted_subtrees: vec![
+            GeneralSubtree::DnsName(format!("{}.internal", parameters.mesh)),
+            GeneralSubtree::IpAddress(CidrSubnet::from_addr_prefix(network.addr(), network.prefix_len())),
+        ],
+        excluded_subtrees: Vec::new(),
+    });
+    Ok(params)
 }
 
 /// A subject of one common name.

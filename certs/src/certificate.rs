@@ -3,7 +3,7 @@
 //! A certificate that does not look exactly like one we issue is refused, whatever its signature: what cannot be
 //! expressed cannot be abused. The profile (RFC 5280):
 //!
-//! | | authority | intermediate | node | coordinator's TLS |
+//! | | authority, cross | intermediate | node | coordinator's TLS |
 //! |---|---|---|---|---|
 //! | subject | O=wiremesh, CN=mesh | O=wiremesh, CN=mesh | CN=name | CN=coordinator |
 //! | SAN | none | none | overlay IP, `name.mesh.internal`, `wiremesh://mesh/name` | `coordinator.mesh.internal` |
@@ -38,6 +38,8 @@ use crate::{
 pub const MAX_CERTIFICATE_BYTES: usize = 2048;
 /// Node certificate and intermediates, without the root.
 pub const MAX_CHAIN: usize = 3;
+/// Authorities in one file: those of a mesh, and what leads to them.
+pub const MAX_BUNDLE: usize = 8;
 /// A chain in PEM, with room for comments around it.
 pub const MAX_PEM_BYTES: usize = 64 * 1024;
 /// Of one node.
@@ -184,9 +186,29 @@ impl<'a> Outline<'a> {
 }
 
 impl<'a> Outline<'a> {
+    /// Whether this authority signed it. What does not name its key is not tried with it: of several authorities of one
+    /// mesh all have the same name.
+    pub fn is_issued_by_ca(&self, authority: &CaCertificate) -> bool {
+        let facts = &authority.0;
+        let names_another = match (self.authority_key_id(), &facts.key_id) {
+            (Some(named), Some(id)) => named != id.as_slice(),
+            (None, _) | (_, None) => false,
+        };
+        !names_another
+            && self.parsed.issuer().as_raw() == facts.subject
+            && keys::is_signed_by(&facts.key, self.parsed.tbs_certificate.as_ref(), self.signature)
+    }
+
     /// The common name of whoever signed it, as it claims.
     pub fn issuer_name(&self) -> Option<&str> {
         common_name(self.parsed.issuer()).ok()
+    }
+
+    fn authority_key_id(&self) -> Option<&[u8]> {
+        self.parsed.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::AuthorityKeyIdentifier(found) => found.key_identifier.as_ref().map(|id| id.0),
+            _ => None,
+        })
     }
 }
 
@@ -317,6 +339,11 @@ struct CaFacts {
     not_before: UnixTime,
     not_after: UnixTime,
     path_length: Option<u32>,
+    is_root: bool,
+    /// Its name as in its certificate (DER), which is in what it signs.
+    subject: Vec<u8>,
+    /// What stands for its key in what it signs.
+    key_id: Option<Vec<u8>>,
 }
 
 impl CaCertificate {
@@ -329,6 +356,7 @@ impl CaCertificate {
         let mut is_ca = false;
         let mut signs_certificates = false;
         let mut network = None;
+        let mut key_id = None;
         for_each_extension(&outline.parsed, |extension| {
             match extension.parsed_extension() {
                 ParsedExtension::BasicConstraints(basic) => {
@@ -339,7 +367,8 @@ impl CaCertificate {
                 ParsedExtension::NameConstraints(constraints) => {
                     network = constrained_network(constraints, &mesh)?;
                 }
-                ParsedExtension::SubjectKeyIdentifier(_) | ParsedExtension::AuthorityKeyIdentifier(_) => {}
+                ParsedExtension::SubjectKeyIdentifier(id) => key_id = Some(id.0.to_vec()),
+                ParsedExtension::AuthorityKeyIdentifier(_) => {}
                 _ => return Err(BadCertificate("an extension that an authority's certificate does not have")),
             }
             Ok(())
@@ -349,6 +378,7 @@ impl CaCertificate {
         }
         let network = network.ok_or(BadCertificate("no name constraints: it could speak for any network"))?;
         let (key, serial, not_before, not_after) = (outline.key, outline.serial, outline.not_before, outline.not_after);
+        let (is_root, subject) = (outline.is_issued_by(&outline), outline.parsed.subject().as_raw().to_vec());
         Ok(CaCertificate(Arc::new(CaFacts {
             fingerprint: Fingerprint::of(&der),
             der,
@@ -359,6 +389,9 @@ impl CaCertificate {
             not_before,
             not_after,
             path_length,
+            is_root,
+            subject,
+            key_id,
         })))
     }
 
@@ -368,6 +401,20 @@ impl CaCertificate {
             [der] => CaCertificate::from_der(der.clone()),
             _ => Err(BadCertificate("more than one certificate in the file")),
         }
+    }
+
+    /// From a file of several `CERTIFICATE` blocks, at most [`MAX_BUNDLE`].
+    pub fn bundle_from_pem(text: &str) -> Result<Vec<CaCertificate>, BadCertificate> {
+        let ders = certificates_in(text)?;
+        if ders.len() > MAX_BUNDLE {
+            return Err(BadCertificate("more than 8 certificates in the file"));
+        }
+        ders.into_iter().map(CaCertificate::from_der).collect()
+    }
+
+    /// The inverse of [`CaCertificate::bundle_from_pem`].
+    pub fn bundle_to_pem(authorities: &[CaCertificate]) -> String {
+        authorities.iter().map(CaCertificate::pem).collect()
     }
 
     /// A `CERTIFICATE` block.
@@ -417,7 +464,12 @@ impl CaCertificate {
 
     /// Whether it signed itself: a root. An intermediate is believed only through one.
     pub fn is_root(&self) -> bool {
-        Outline::parse(&self.0.der).is_ok_and(|outline| outline.is_issued_by(&outline))
+        self.0.is_root
+    }
+
+    /// Whether `upper` signed it.
+    pub fn is_issued_by(&self, upper: &CaCertificate) -> bool {
+        Outline::parse(&self.0.der).is_ok_and(|outline| outline.is_issued_by_ca(upper))
     }
 
     /// How many authorities may stand between this one and a node; `None`: any number.

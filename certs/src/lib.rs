@@ -14,6 +14,7 @@ pub mod files;
 mod ids;
 mod keys;
 mod offer;
+mod policy;
 mod proof;
 mod record;
 mod request;
@@ -28,22 +29,23 @@ pub use authority::{
     allowed_services,
 };
 pub use certificate::{
-    AllowedServices, BadCertificate, COORDINATOR_NAME, CaCertificate, Chain, MAX_CERTIFICATE_BYTES, MAX_CHAIN,
-    MAX_GROUPS, MAX_SERVICES, coordinator_dns_name,
+    AllowedServices, BadCertificate, COORDINATOR_NAME, CaCertificate, Chain, MAX_BUNDLE, MAX_CERTIFICATE_BYTES,
+    MAX_CHAIN, MAX_GROUPS, MAX_SERVICES, coordinator_dns_name,
 };
 pub use ids::{
     BadIdentifier, Fingerprint, GroupName, MeshName, NodeId, NodeName, OverlayIp, Serial, ServiceName, WgPublicKey,
 };
 pub use keys::{BadKey, IdentityKey, MAX_PASSPHRASE_BYTES, WgPrivateKey, is_encrypted_key, passphrase_in};
 pub use offer::{ModelTag, Offer};
+pub use policy::{MAX_RULE_GROUPS, MAX_RULES, Policy, Rule};
 pub use proof::{MAX_REMEMBERED_PROOFS, PROOF_LIFE, ProofChecker, RequestProof, proof_header};
 pub use record::{
     Load, MAX_ENDPOINTS, MAX_MODELS, MAX_RECORD_BYTES, MAX_TUNNEL_URL_BYTES, ModelOffer, NodeRecord, RECORD_LIFE,
     SignedRecord, TunnelUrl,
 };
 pub use request::{BadRequest, CertificateRequest, MAX_REQUEST_BYTES, generate_keys};
-pub use revocation::{MAX_REVOCATIONS, RevocationList, SignedRevocations};
+pub use revocation::{MAX_AUTHORITIES, MAX_CROSSES, MAX_REVOCATIONS, RevocationList, SignedRevocations};
 pub use signed::{BadEnvelope, Payload, SignError, Signed};
 pub use time::UnixTime;
 pub use token::{BadToken, JoinToken, MAX_TOKEN_BYTES, MAX_URLS, hash_of_secret};
-pub use trust::{Check, Opened, Refused, Trust, TrustStore, Verified};
+pub use trust::{Check, MAX_TLS_CHAIN, Opened, Refused, Renewable, Trust, TrustStore, Verified};

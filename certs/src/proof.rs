@@ -9,7 +9,8 @@ use minicbor::{Decode, Encode};
 use rand::RngCore;
 
 use crate::{
-    Chain, IdentityKey, NodeId, Payload, Refused, SignError, Signed, Trust, UnixTime, Verified, signed::BadEnvelope,
+    CaCertificate, Chain, IdentityKey, NodeId, Payload, Refused, Renewable, SignError, Signed, Trust, UnixTime,
+    Verified, signed::BadEnvelope,
 };
 
 /// How far a proof's time and ours may be apart, either way.
@@ -107,13 +108,36 @@ impl ProofChecker {
         trust: &Trust,
         now: UnixTime,
     ) -> Result<Verified, Refused> {
-        let text = header
-            .split_once(' ')
-            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(SCHEME))
-            .map(|(_, text)| text)
-            .ok_or(BadEnvelope("not \"Wiremesh\" and a proof"))?;
-        let opened = trust.open(&Signed::<RequestProof>::from_base64(text)?, now)?;
-        let proof = opened.payload;
+        let opened = trust.open(&envelope(header)?, now)?;
+        self.accept(&opened.payload, opened.by.id(), method, path, now)?;
+        Ok(opened.by)
+    }
+
+    /// Like [`ProofChecker::check`], for requests to renew: see [`Trust::open_renewable`].
+    #[expect(clippy::too_many_arguments, reason = "a request, whom to believe, and when")]
+    pub fn check_renewable(
+        &mut self,
+        header: &str,
+        method: &str,
+        path: &str,
+        trust: &Trust,
+        former: &[CaCertificate],
+        grace: Duration,
+        now: UnixTime,
+    ) -> Result<Renewable, Refused> {
+        let (by, proof) = trust.open_renewable::<RequestProof>(&envelope(header)?, former, grace, now)?;
+        self.accept(&proof, by.id(), method, path, now)?;
+        Ok(by)
+    }
+
+    fn accept(
+        &mut self,
+        proof: &RequestProof,
+        by: NodeId,
+        method: &str,
+        path: &str,
+        now: UnixTime,
+    ) -> Result<(), Refused> {
         if proof.audience != self.audience {
             return Err(Refused::ProofForAnother("audience"));
         }
@@ -129,8 +153,7 @@ impl ProofChecker {
         if proof.issued_at.plus(PROOF_LIFE) <= self.forgotten_until {
             return Err(Refused::StaleProof { issued_at: proof.issued_at, now });
         }
-        self.remember(proof.nonce, opened.by.id(), proof.issued_at, now)?;
-        Ok(opened.by)
+        self.remember(proof.nonce, by, proof.issued_at, now)
     }
 
     fn remember(&mut self, nonce: [u8; 16], by: NodeId, issued_at: UnixTime, now: UnixTime) -> Result<(), Refused> {
@@ -156,6 +179,16 @@ impl ProofChecker {
         self.ending.entry(issued_at.plus(PROOF_LIFE)).or_default().push((nonce, by));
         Ok(())
     }
+}
+
+/// What an `authorization` header proves, if it is a proof of ours.
+fn envelope(header: &str) -> Result<Signed<RequestProof>, BadEnvelope> {
+    let text = header
+        .split_once(' ')
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(SCHEME))
+        .map(|(_, text)| text)
+        .ok_or(BadEnvelope("not \"Wiremesh\" and a proof"))?;
+    Signed::from_base64(text)
 }
 
 #[cfg(test)]

@@ -11,7 +11,8 @@
 //! | 4 | uint | load | 0 to 100 |
 //! | 5 | text or null | tunnel_url | at most 200 bytes |
 //! | 6 | bool | overlay | whether the node carries overlay packets |
-//! | 7 | bytes, absent if there are none | models | at most 16; each the index of its service in field 3, and a tag of 8 bytes |
+//! | 7 | bytes, absent or null if there are none | models | at most 16; each the index of its service in field 3, and a tag of 8 bytes |
+//! | 8 | uint, absent if 0 | revocations | the number of the revocation list that the node enforces |
 
 use std::{
     fmt,
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     AllowedServices, BadIdentifier, ModelTag, Offer, Payload, ServiceName, Signed, UnixTime, certificate::MAX_SERVICES,
+    revocation::is_null,
 };
 
 /// So that an introduction, which carries a record, fits one datagram on any path.
@@ -71,6 +73,10 @@ pub struct NodeRecord {
     #[n(7)]
     #[cbor(with = "models", has_nil)]
     pub models: Vec<ModelOffer>,
+    /// The number of the revocation list that it enforces: who has an older one may ask it. 0: none yet.
+    #[n(8)]
+    #[cbor(with = "number", has_nil)]
+    pub revocations: u64,
 }
 
 impl NodeRecord {
@@ -313,11 +319,17 @@ mod models {
         encoder: &mut Encoder<W>,
         _: &mut C,
     ) -> Result<(), encode::Error<W::Error>> {
+        if models.is_empty() {
+            return encoder.null()?.ok();
+        }
         let bytes: Vec<u8> = models.iter().flat_map(|model| [&[model.service], &model.tag.0[..]].concat()).collect();
         encoder.bytes(&bytes)?.ok()
     }
 
     pub fn decode<C>(decoder: &mut Decoder<'_>, _: &mut C) -> Result<Vec<ModelOffer>, decode::Error> {
+        if is_null(decoder)? {
+            return Ok(Vec::new());
+        }
         let (models, rest) = decoder.bytes()?.as_chunks::<BYTES>();
         if models.is_empty() || models.len() > MAX_MODELS || !rest.is_empty() {
             return Err(decode::Error::message("not a list of models"));
@@ -332,6 +344,34 @@ mod models {
 
     pub fn is_nil(models: &[ModelOffer]) -> bool {
         models.is_empty()
+    }
+}
+
+/// A number that is absent if it is 0.
+mod number {
+    use super::*;
+
+    pub fn encode<C, W: encode::Write>(
+        number: &u64,
+        encoder: &mut Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), encode::Error<W::Error>> {
+        encoder.u64(*number)?.ok()
+    }
+
+    pub fn decode<C>(decoder: &mut Decoder<'_>, _: &mut C) -> Result<u64, decode::Error> {
+        match decoder.u64()? {
+            0 => Err(decode::Error::message("a number of 0 that is written out")),
+            number => Ok(number),
+        }
+    }
+
+    pub fn nil() -> Option<u64> {
+        Some(0)
+    }
+
+    pub fn is_nil(number: &u64) -> bool {
+        *number == 0
     }
 }
 
@@ -361,6 +401,7 @@ mod tests {
             tunnel_url: None,
             overlay: true,
             models: Vec::new(),
+            revocations: 0,
         };
 
         assert!(made_at(now).is_fresh_at(now));
@@ -381,6 +422,7 @@ mod tests {
             tunnel_url: None,
             overlay: true,
             models: Vec::new(),
+            revocations: 0,
         };
         let with = NodeRecord { models: vec![ModelOffer { service: 0, tag: ModelTag::of("m") }], ..record.clone() };
 
@@ -389,6 +431,28 @@ mod tests {
         assert_eq!((bytes[0], with_bytes[0]), (0x87, 0x88), "arrays of seven and of eight");
         assert_eq!(minicbor::decode::<NodeRecord>(&bytes).unwrap(), record);
         assert_eq!(with_bytes.len(), bytes.len() + 1 + 9);
+    }
+
+    #[test]
+    fn a_record_says_which_list_its_node_enforces_if_any() {
+        let record = NodeRecord {
+            sequence: 1,
+            expires_at: UnixTime(1),
+            endpoints: Vec::new(),
+            services: vec![ServiceName::new("llm").unwrap()],
+            load: Load::default(),
+            tunnel_url: None,
+            overlay: true,
+            models: Vec::new(),
+            revocations: 300,
+        };
+        let served = NodeRecord { models: vec![ModelOffer { service: 0, tag: ModelTag::of("m") }], ..record.clone() };
+
+        for record in [record, served] {
+            let bytes = minicbor::to_vec(&record).unwrap();
+            assert_eq!(bytes[0], 0x89, "an array of nine");
+            assert_eq!(minicbor::decode::<NodeRecord>(&bytes).unwrap(), record);
+        }
     }
 
     #[test]
@@ -402,6 +466,7 @@ mod tests {
             tunnel_url: None,
             overlay: true,
             models: vec![ModelOffer { service: 1, tag: ModelTag::of("whisper") }],
+            revocations: 0,
         };
         let only = |name| AllowedServices::Only(vec![ServiceName::new(name).unwrap()]);
         let whisper = Offer::Model(ModelTag::of("whisper"));
@@ -440,6 +505,7 @@ mod tests {
                 tunnel_url: Some("https://x.example/a".parse().unwrap()),
                 overlay,
                 models: tags.into_iter().map(|tag| ModelOffer { service: 0, tag: ModelTag(tag) }).collect(),
+                revocations: 0,
             };
 
             let bytes = minicbor::to_vec(&record).unwrap();

@@ -1,18 +1,37 @@
-//! What is no longer to be believed: numbered lists of serials and identities, signed by the authority.
+//! The one list that rules a mesh, numbered and signed by its authority: what is revoked, who may offer and call what, and
+//! which authorities are believed.
+//!
+//! CBOR array, in this order:
+//!
+//! | at | type | field | bounds |
+//! |----|------|-------|--------|
+//! | 0 | uint | number | grows with each change |
+//! | 1 | array of bytes | serials | at most 10,000 of 16 bytes |
+//! | 2 | array of bytes | identities | at most 10,000 of 32 bytes |
+//! | 3 | array, absent or null if open | policy | see [`Policy`] |
+//! | 4 | array of bytes, absent or null if none | authorities | at most 4 certificates of at most 2,048 bytes |
+//! | 5 | array of bytes, absent if none | crosses | at most 8 of the same |
+//!
+//! All of it travels under one number, so that one acknowledgement tells what an agent enforces, and an older state of any
+//! of it can never come back.
 
 use std::collections::BTreeSet;
 
-use minicbor::{Decode, Encode};
+use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
 
-use crate::{NodeId, Payload, Serial, Signed, Verified};
+use crate::{MAX_CERTIFICATE_BYTES, NodeId, Payload, Policy, Serial, Signed, Verified};
 
 /// Of each kind. At the bound the oldest certificates have long expired and need no entry.
 pub const MAX_REVOCATIONS: usize = 10_000;
+/// Authorities believed at once: one offline root, the intermediate in use, and the next of each while they are replaced.
+pub const MAX_AUTHORITIES: usize = 4;
+/// Certificates that lead from earlier authorities to these. At the bound those who missed the oldest changes join anew.
+pub const MAX_CROSSES: usize = 8;
 
 /// A [`RevocationList`] as it travels.
 pub type SignedRevocations = Signed<RevocationList>;
 
-/// Which certificates and identities are revoked. A higher number replaces a lower one whole.
+/// What the mesh's authority has ruled. A higher number replaces a lower one whole.
 #[derive(Clone, Debug, Decode, Default, Encode, Eq, PartialEq)]
 pub struct RevocationList {
     /// Grows with each change.
@@ -21,9 +40,23 @@ pub struct RevocationList {
     /// Revoked certificates.
     #[n(1)]
     pub serials: BTreeSet<Serial>,
-    /// Revoked identity keys, with every certificate they have or will have.
+    /// Revoked identity keys, with every certificate they have or will have. An authority's key may be among them.
     #[n(2)]
     pub identities: BTreeSet<NodeId>,
+    /// Who may offer and call what.
+    #[n(3)]
+    #[cbor(with = "open_policy", has_nil)]
+    pub policy: Policy,
+    /// The authorities that are believed from here on, as certificates in DER: the one that issues first. Empty: those
+    /// that are known stay.
+    #[n(4)]
+    #[cbor(with = "certificates", has_nil)]
+    pub authorities: Vec<Vec<u8>>,
+    /// Certificates of authorities' keys, signed by earlier authorities: what makes these believed by those who know only
+    /// the earlier ones.
+    #[n(5)]
+    #[cbor(with = "certificates", has_nil)]
+    pub crosses: Vec<Vec<u8>>,
 }
 
 impl RevocationList {
@@ -46,6 +79,136 @@ impl Payload for RevocationList {
         if self.serials.len() > MAX_REVOCATIONS || self.identities.len() > MAX_REVOCATIONS {
             return Err("more than 10,000 revocations");
         }
-        Ok(())
+        if self.authorities.len() > MAX_AUTHORITIES {
+            return Err("more than 4 authorities");
+        }
+        if self.crosses.len() > MAX_CROSSES {
+            return Err("more than 8 certificates that lead to its authorities");
+        }
+        if self.authorities.iter().chain(&self.crosses).any(|der| der.len() > MAX_CERTIFICATE_BYTES) {
+            return Err("a certificate of more than 2,048 bytes");
+        }
+        self.policy.check()
+    }
+}
+
+/// Whether a field stands empty because a later one does not; passes over it if so.
+pub(crate) fn is_null(decoder: &mut Decoder<'_>) -> Result<bool, decode::Error> {
+    let is_null = decoder.datatype()? == minicbor::data::Type::Null;
+    if is_null {
+        decoder.null()?;
+    }
+    Ok(is_null)
+}
+
+/// An open policy is no field.
+mod open_policy {
+    use super::*;
+
+    pub fn encode<C, W: encode::Write>(
+        policy: &Policy,
+        encoder: &mut Encoder<W>,
+        context: &mut C,
+    ) -> Result<(), encode::Error<W::Error>> {
+        if policy.is_open() { encoder.null()?.ok() } else { policy.encode(encoder, context) }
+    }
+
+    pub fn decode<C>(decoder: &mut Decoder<'_>, context: &mut C) -> Result<Policy, decode::Error> {
+        if is_null(decoder)? {
+            return Ok(Policy::default());
+        }
+        let policy = Policy::decode(decoder, context)?;
+        if policy.is_open() { Err(decode::Error::message("an open policy that is written out")) } else { Ok(policy) }
+    }
+
+    pub fn nil() -> Option<Policy> {
+        Some(Policy::default())
+    }
+
+    pub fn is_nil(policy: &Policy) -> bool {
+        policy.is_open()
+    }
+}
+
+/// Certificates as an array of byte strings; none are no field.
+mod certificates {
+    use super::*;
+
+    pub fn encode<C, W: encode::Write>(
+        certificates: &[Vec<u8>],
+        encoder: &mut Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), encode::Error<W::Error>> {
+        if certificates.is_empty() {
+            return encoder.null()?.ok();
+        }
+        encoder.array(certificates.len() as u64)?;
+        certificates.iter().try_for_each(|der| encoder.bytes(der).map(drop))
+    }
+
+    pub fn decode<C>(decoder: &mut Decoder<'_>, _: &mut C) -> Result<Vec<Vec<u8>>, decode::Error> {
+        let bad = || decode::Error::message("not a list of certificates");
+        if is_null(decoder)? {
+            return Ok(Vec::new());
+        }
+        let count = decoder.array()?.ok_or_else(bad)?;
+        if count == 0 || count > MAX_CROSSES as u64 {
+            return Err(bad());
+        }
+        (0..count).map(|_| Ok(decoder.bytes()?.to_vec())).collect()
+    }
+
+    pub fn nil() -> Option<Vec<Vec<u8>>> {
+        Some(Vec::new())
+    }
+
+    pub fn is_nil(certificates: &[Vec<u8>]) -> bool {
+        certificates.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Rule, ServiceName};
+
+    #[test]
+    fn a_list_of_revocations_alone_has_three_fields() {
+        let list = RevocationList { number: 7, serials: [Serial([1; 16])].into(), ..RevocationList::default() };
+
+        let bytes = minicbor::to_vec(&list).unwrap();
+
+        assert_eq!(bytes[0], 0x83, "an array of three");
+        assert_eq!(minicbor::decode::<RevocationList>(&bytes).unwrap(), list);
+    }
+
+    #[test]
+    fn everything_in_a_list_survives_its_encoding() {
+        let rule = Rule { offer: Some(["gpu".parse().unwrap()].into()), call: None };
+        let policy = Policy { services: [(ServiceName::new("llm").unwrap(), rule)].into(), ..Policy::default() };
+        for (policy, authorities, crosses) in [
+            (policy.clone(), vec![], vec![]),
+            (Policy::default(), vec![vec![1, 2]], vec![]),
+            (policy, vec![vec![1, 2], vec![3]], vec![vec![4]]),
+            (Policy::default(), vec![], vec![vec![4]]),
+        ] {
+            let list = RevocationList { number: 7, policy, authorities, crosses, ..RevocationList::default() };
+
+            let bytes = minicbor::to_vec(&list).unwrap();
+
+            assert_eq!(minicbor::decode::<RevocationList>(&bytes).unwrap(), list);
+        }
+    }
+
+    #[test]
+    fn the_bounds_hold() {
+        let der = |length| vec![0; length];
+        for list in [
+            RevocationList { authorities: vec![der(1); MAX_AUTHORITIES + 1], ..RevocationList::default() },
+            RevocationList { crosses: vec![der(1); MAX_CROSSES + 1], ..RevocationList::default() },
+            RevocationList { crosses: vec![der(MAX_CERTIFICATE_BYTES + 1)], ..RevocationList::default() },
+        ] {
+            assert!(list.check().is_err());
+        }
     }
 }

@@ -7,151 +7,72 @@
 //!
 //! **Invariant:** nothing outside this module makes a [`Verified`]. A function that takes one needs no check of its
 //! own; a function that needs a check cannot be given anything less.
+//!
+//! A mesh has one authority, except while it is being replaced, or where an offline root stands behind the one that
+//! issues. Which ones are believed is said by the [`RevocationList`], signed by one that is believed already.
 
+mod path;
 mod refused;
+mod store;
+mod verified;
 
-use std::{
-    fmt,
-    sync::{Arc, PoisonError, RwLock},
-};
+use std::{sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 
 use crate::{
-    AllowedServices, CaCertificate, Chain, GroupName, MeshName, NodeId, NodeName, OverlayIp, Payload, Serial, Signed,
-    SignedRevocations, UnixTime, WgPublicKey,
-    certificate::{self, BadCertificate, NodeClaims, Outline},
+    CaCertificate, Chain, Fingerprint, MAX_AUTHORITIES, MeshName, Payload, ServiceName, Signed, SignedRevocations,
+    UnixTime,
+    certificate::{self, BadCertificate, NodeClaims},
     keys,
     revocation::RevocationList,
     signed::TakenApart,
 };
 
+use path::Path;
 pub use refused::Refused;
+pub use store::TrustStore;
+use verified::Facts;
+pub use verified::{Opened, Renewable, Verified};
 
-/// A node whose certificate was checked: chain, validity, revocation, network. Cheap to clone.
-#[derive(Clone)]
-pub struct Verified(Arc<Facts>);
+/// Certificates that a coordinator shows in TLS: its own, and whatever leads to any of the mesh's authorities.
+pub const MAX_TLS_CHAIN: usize = 1 + 2 * MAX_AUTHORITIES + crate::MAX_CROSSES;
 
-struct Facts {
-    id: NodeId,
-    claims: NodeClaims,
-    serial: Serial,
-    not_before: UnixTime,
-    not_after: UnixTime,
-    chain: Chain,
-}
-
-impl Verified {
-    /// Its identity.
-    pub fn id(&self) -> NodeId {
-        self.0.id
-    }
-
-    /// Its name.
-    pub fn name(&self) -> &NodeName {
-        &self.0.claims.name
-    }
-
-    /// Its overlay address.
-    pub fn address(&self) -> OverlayIp {
-        self.0.claims.address
-    }
-
-    /// Its WireGuard key.
-    pub fn wg(&self) -> WgPublicKey {
-        self.0.claims.wg
-    }
-
-    /// Its groups.
-    pub fn groups(&self) -> &[GroupName] {
-        &self.0.claims.groups
-    }
-
-    /// What it may offer.
-    pub fn services(&self) -> &AllowedServices {
-        &self.0.claims.services
-    }
-
-    /// Of its certificate.
-    pub fn serial(&self) -> Serial {
-        self.0.serial
-    }
-
-    /// Beginning of its certificate.
-    pub fn not_before(&self) -> UnixTime {
-        self.0.not_before
-    }
-
-    /// End of its certificate, or of an intermediate's if that is earlier.
-    pub fn not_after(&self) -> UnixTime {
-        self.0.not_after
-    }
-
-    /// The certificates it was verified by.
-    pub fn chain(&self) -> &Chain {
-        &self.0.chain
-    }
-
-    /// Whether its time is still on; revocation is [`Trust::is_revoked`].
-    pub fn is_valid_at(&self, now: UnixTime) -> bool {
-        self.0.not_before <= now && now < self.0.not_after
-    }
-}
-
-impl fmt::Debug for Verified {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Verified({} {} {})", self.name(), self.address(), self.id())
-    }
-}
-
-impl PartialEq for Verified {
-    fn eq(&self, other: &Verified) -> bool {
-        self.0.chain == other.0.chain
-    }
-}
-
-impl Eq for Verified {}
-
-/// A signed message that is believed: who said it, what, and the bytes to pass on.
-#[derive(Clone, Debug)]
-pub struct Opened<T> {
-    /// Who said it.
-    pub by: Verified,
-    /// What was said.
-    pub payload: T,
-    /// The same as it travels, for whoever asks us.
-    pub signed: Signed<T>,
-}
-
-/// Whom a node believes: its mesh's authority, less what that has revoked. Cheap to clone.
+/// Whom a node believes: its mesh's authorities, less what they have revoked. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Trust {
-    authority: CaCertificate,
+    /// At least one; the one that issues first.
+    authorities: Arc<[CaCertificate]>,
+    network: IpNet,
     revocations: Arc<RevocationList>,
 }
 
 impl Trust {
     /// Believes what `authority` signed; nothing is revoked yet.
     pub fn new(authority: CaCertificate) -> Trust {
-        Trust { authority, revocations: Arc::default() }
+        Trust { network: authority.network(), authorities: [authority].into(), revocations: Arc::default() }
     }
 
-    /// Checks a node's chain, leaf first; the root may be in it.
+    /// Believes what any of these signed, which are authorities of one mesh; nothing is revoked yet.
+    pub fn of(authorities: Vec<CaCertificate>) -> Result<Trust, Refused> {
+        let Some(first) = authorities.first() else {
+            return Err(BadCertificate("no authority at all").into());
+        };
+        if authorities.len() > MAX_AUTHORITIES {
+            return Err(BadCertificate("more authorities than a mesh has").into());
+        }
+        if let Some(other) = authorities.iter().find(|authority| authority.mesh() != first.mesh()) {
+            return Err(Refused::AnotherMesh(other.mesh().clone()));
+        }
+        let contains_all = |network: &IpNet| authorities.iter().all(|authority| network.contains(&authority.network()));
+        let network = authorities.iter().map(CaCertificate::network).find(contains_all);
+        let network = network.ok_or(Refused::AuthorityExceeded("the authorities are limited to different networks"))?;
+        Ok(Trust { network, authorities: authorities.into(), revocations: Arc::default() })
+    }
+
+    /// Checks a node's chain, leaf first; authorities may be in it.
     pub fn verify(&self, chain: &Chain, now: UnixTime) -> Result<Verified, Refused> {
-        let candidate = self.candidate(chain)?;
-        Check::ALL.into_iter().try_for_each(|check| self.check(check, &candidate, now))?;
-        let Candidate { path, claims } = candidate;
-        let leaf = &path.outlines[0];
-        let ends = path.outlines.iter().map(|outline| outline.not_after);
-        let beginnings = path.outlines.iter().map(|outline| outline.not_before);
-        Ok(Verified(Arc::new(Facts {
-            id: leaf.key,
-            serial: leaf.serial,
-            not_before: beginnings.max().unwrap_or(leaf.not_before),
-            not_after: ends.min().unwrap_or(leaf.not_after).min(self.authority.not_after()),
-            claims,
-            chain: chain.clone(),
-        })))
+        self.judge(chain, Duration::ZERO, now)
     }
 
     /// The same checks as [`Trust::verify`], each with its own outcome, for people who want to know what is wrong. When
@@ -159,7 +80,9 @@ impl Trust {
     pub fn examine(&self, chain: &Chain, now: UnixTime) -> Vec<(Check, Result<(), Refused>)> {
         match self.candidate(chain) {
             Err(refused) => vec![(Check::Form, Err(refused))],
-            Ok(candidate) => Check::ALL.map(|check| (check, self.check(check, &candidate, now))).to_vec(),
+            Ok(candidate) => {
+                Check::ALL.map(|check| (check, self.check(check, &candidate, Duration::ZERO, now))).to_vec()
+            }
         }
     }
 
@@ -173,52 +96,89 @@ impl Trust {
         Ok(Opened { by, payload, signed: signed.clone() })
     }
 
-    /// Checks that a TLS server is this mesh's coordinator. `chain` is DER, leaf first; the root may be in it.
+    /// Like [`Trust::open`], for requests to renew: the certificate may have ended up to `grace` ago, and may be from one
+    /// of the authorities in `former`, which are no longer believed otherwise.
+    pub fn open_renewable<T: Payload>(
+        &self,
+        signed: &Signed<T>,
+        former: &[CaCertificate],
+        grace: Duration,
+        now: UnixTime,
+    ) -> Result<(Renewable, T), Refused> {
+        let TakenApart { chain, payload, message, signature } = signed.take_apart()?;
+        let by = self.renewable(&chain, former, grace, now)?;
+        if !keys::is_signed_by(&by.id(), &message, &signature) {
+            return Err(Refused::WrongSignature);
+        }
+        Ok((by, payload))
+    }
+
+    /// Like [`Trust::verify`], for whoever may renew: see [`Trust::open_renewable`].
+    pub fn renewable(
+        &self,
+        chain: &Chain,
+        former: &[CaCertificate],
+        grace: Duration,
+        now: UnixTime,
+    ) -> Result<Renewable, Refused> {
+        let authorities = self.authorities.iter().chain(former).cloned().collect();
+        let lenient = Trust { authorities, network: self.network, revocations: self.revocations.clone() };
+        lenient.judge(chain, grace, now).map(Renewable::new)
+    }
+
+    /// Checks that a TLS server is this mesh's coordinator. `chain` is DER, the server's own first; the others in any
+    /// order.
     pub fn verify_coordinator(&self, chain: &[impl AsRef<[u8]>], now: UnixTime) -> Result<(), Refused> {
-        if chain.len() > certificate::MAX_CHAIN + 1 {
-            return Err(BadCertificate("more certificates than a chain may have").into());
-        }
-        let mut ders: Vec<Vec<u8>> = chain.iter().map(|der| der.as_ref().to_vec()).collect();
-        if ders.len() > 1 && ders.last().is_some_and(|der| der == self.authority.der()) {
-            ders.pop();
-        }
-        let chain = Chain::from_ders(ders)?;
-        let path = self.path(&chain)?;
-        self.check_issuers(&path)?;
-        self.check_limits(path.above_leaf())?;
-        self.check_time(&path, now)?;
-        self.check_revocation(&path)?;
-        certificate::is_coordinator_tls(&path.outlines[0], self.authority.mesh())?;
+        let Some((own, pool)) = chain.split_first().filter(|_| chain.len() <= MAX_TLS_CHAIN) else {
+            return Err(BadCertificate("no certificates, or more than a coordinator shows").into());
+        };
+        let pool: Vec<&[u8]> = pool.iter().map(AsRef::as_ref).collect();
+        let path = Path::searched(own.as_ref(), &pool, &self.authorities)?;
+        path.check_issuers(self.authority())?;
+        path.check_limits(1)?;
+        path.check_time(Duration::ZERO, now)?;
+        path.check_revocation(&self.revocations)?;
+        certificate::is_coordinator_tls(&path.outlines[0], self.mesh())?;
         Ok(())
     }
 
-    /// Takes over a newer list. False if it is the one we have.
+    /// Takes over a newer list, with the authorities that it names. False if it is the one we have.
     pub fn apply_revocations(&mut self, signed: &SignedRevocations, now: UnixTime) -> Result<bool, Refused> {
-        let TakenApart { chain, payload, message, signature } = signed.take_apart()?;
+        let TakenApart { chain, payload: list, message, signature } = signed.take_apart()?;
         let signer = CaCertificate::from_der(chain.leaf().to_vec())?;
-        if signer != self.authority {
-            let path = self.path(&chain)?;
-            self.check_issuers(&path)?;
-            self.check_limits(path.ders)?;
-            self.check_time(&path, now)?;
-            self.check_revocation(&path)?;
-        }
+        self.check_authority(&signer, &list, now)?;
         if !keys::is_signed_by(&signer.key(), &message, &signature) {
             return Err(Refused::WrongSignature);
         }
-        if payload.number < self.revocations.number {
-            return Err(Refused::OlderRevocations { given: payload.number, ours: self.revocations.number });
+        if list.number < self.revocations.number {
+            return Err(Refused::OlderRevocations { given: list.number, ours: self.revocations.number });
         }
-        let newer = payload.number > self.revocations.number;
-        if newer {
-            self.revocations = Arc::new(payload);
+        if list.number == self.revocations.number {
+            return Ok(false);
         }
-        Ok(newer)
+        let successor = self.successor(&signer, &list, now)?;
+        *self = Trust { revocations: Arc::new(list), ..successor };
+        Ok(true)
     }
 
-    /// Whether a node that was believed no longer is, by revocation.
+    /// Whether a node that was believed no longer is: it, something it hangs on, or its authority was revoked, or its
+    /// authority was retired.
     pub fn is_revoked(&self, verified: &Verified) -> bool {
+        let revokes = |serial, key| self.revocations.revokes(&serial, &key);
+        let authority = self.authorities.iter().find(|authority| authority.fingerprint() == verified.authority());
         self.revocations.names(verified)
+            || authority.is_none_or(|authority| revokes(authority.serial(), authority.key()))
+            || verified.above().iter().any(|(serial, key)| revokes(*serial, *key))
+    }
+
+    /// Whether a member may offer it, by its certificate and by the mesh's policy.
+    pub fn may_offer(&self, member: &Verified, service: &ServiceName) -> bool {
+        member.services().allows(service) && self.revocations.policy.may_offer(service, member.groups())
+    }
+
+    /// Whether a member may call it.
+    pub fn may_call(&self, member: &Verified, service: &ServiceName) -> bool {
+        self.revocations.policy.may_call(service, member.groups())
     }
 
     /// The number of the revocation list in force; 0: none yet.
@@ -231,116 +191,119 @@ impl Trust {
         &self.revocations
     }
 
-    /// The authority believed.
+    /// The authority that issues, as far as we know.
     pub fn authority(&self) -> &CaCertificate {
-        &self.authority
+        &self.authorities[0]
+    }
+
+    /// All authorities that are believed, the one that issues first.
+    pub fn authorities(&self) -> &[CaCertificate] {
+        &self.authorities
+    }
+
+    /// Whether the authority with this fingerprint is believed.
+    pub fn believes(&self, authority: &Fingerprint) -> bool {
+        self.authorities.iter().any(|known| known.fingerprint() == *authority)
     }
 
     /// The mesh's name.
     pub fn mesh(&self) -> &MeshName {
-        self.authority.mesh()
+        self.authority().mesh()
     }
 
     /// The mesh's overlay network.
     pub fn network(&self) -> IpNet {
-        self.authority.network()
+        self.network
+    }
+
+    fn judge(&self, chain: &Chain, grace: Duration, now: UnixTime) -> Result<Verified, Refused> {
+        let candidate = self.candidate(chain)?;
+        Check::ALL.into_iter().try_for_each(|check| self.check(check, &candidate, grace, now))?;
+        let Candidate { path, claims } = candidate;
+        let leaf = &path.outlines[0];
+        let Some(anchor) = path.anchor() else {
+            return Err(Refused::AnotherAuthority { ours: String::new() });
+        };
+        let ends = path.outlines.iter().map(|outline| outline.not_after);
+        let beginnings = path.outlines.iter().map(|outline| outline.not_before);
+        Ok(Verified::new(Facts {
+            id: leaf.key,
+            serial: leaf.serial,
+            not_before: beginnings.max().unwrap_or(leaf.not_before),
+            not_after: ends.min().unwrap_or(leaf.not_after).min(anchor.not_after()),
+            authority: anchor.fingerprint(),
+            above: path.outlines[1..].iter().map(|outline| (outline.serial, outline.key)).collect(),
+            chain: Chain::from_ders(path.ders().iter().map(|der| der.to_vec()).collect())?,
+            claims,
+        }))
     }
 
     fn candidate<'a>(&self, chain: &'a Chain) -> Result<Candidate<'a>, Refused> {
-        let path = self.path(chain)?;
+        let path = Path::given(chain.ders(), &self.authorities)?;
         let claims = NodeClaims::of(&path.outlines[0])?;
         Ok(Candidate { path, claims })
     }
 
-    fn path<'a>(&self, chain: &'a Chain) -> Result<Path<'a>, Refused> {
-        let ders = match chain.ders() {
-            [below @ .., last] if !below.is_empty() && last == self.authority.der() => below,
-            all => all,
-        };
-        let outlines = ders.iter().map(|der| Outline::parse(der)).collect::<Result<_, _>>()?;
-        Ok(Path { ders, outlines })
-    }
-
-    fn check(&self, check: Check, candidate: &Candidate<'_>, now: UnixTime) -> Result<(), Refused> {
+    fn check(&self, check: Check, candidate: &Candidate<'_>, grace: Duration, now: UnixTime) -> Result<(), Refused> {
+        let Candidate { path, claims } = candidate;
         match check {
             Check::Form => Ok(()),
-            Check::Issuer => self.check_issuers(&candidate.path),
-            Check::Authority => self.check_limits(candidate.path.above_leaf()),
-            Check::Time => self.check_time(&candidate.path, now),
-            Check::Mesh if candidate.claims.mesh == *self.authority.mesh() => Ok(()),
-            Check::Mesh => Err(Refused::AnotherMesh(candidate.claims.mesh.clone())),
-            Check::Network => self.check_network(candidate),
-            Check::Revocation => self.check_revocation(&candidate.path),
+            Check::Issuer => path.check_issuers(self.authority()),
+            Check::Authority => path.check_limits(1),
+            Check::Time => path.check_time(grace, now),
+            Check::Mesh if claims.mesh == *self.mesh() => Ok(()),
+            Check::Mesh => Err(Refused::AnotherMesh(claims.mesh.clone())),
+            Check::Network => path.check_network(claims.address),
+            Check::Revocation => path.check_revocation(&self.revocations),
         }
     }
 
-    /// Each certificate is signed by the next, the last by our authority.
-    fn check_issuers(&self, path: &Path<'_>) -> Result<(), Refused> {
-        let root = Outline::parse(self.authority.der())?;
-        let issuers = path.outlines.iter().skip(1).chain([&root]);
-        if path.outlines.iter().zip(issuers).all(|(outline, issuer)| outline.is_issued_by(issuer)) {
-            return Ok(());
+    /// Whether an authority is believed: it is known, or a known one vouches for its key, perhaps through the crosses of
+    /// `list`.
+    fn check_authority(&self, authority: &CaCertificate, list: &RevocationList, now: UnixTime) -> Result<(), Refused> {
+        if authority.mesh() != self.mesh() {
+            return Err(Refused::AnotherMesh(authority.mesh().clone()));
         }
-        Err(Refused::AnotherAuthority { ours: self.authority.fingerprint().to_string()[..16].to_owned() })
+        if self.believes(&authority.fingerprint()) {
+            return match self.revocations.revokes(&authority.serial(), &authority.key()) {
+                true => Err(Refused::Revoked { serial: authority.serial() }),
+                false => Ok(()),
+            };
+        }
+        // A cross has the key and name of the authority that it leads to, so that authority's own certificate, which it
+        // signed itself, is as good as signed by the cross.
+        let pool: Vec<&[u8]> = list.crosses.iter().chain(&list.authorities).map(Vec::as_slice).collect();
+        let path = Path::searched(authority.der(), &pool, &self.authorities)?;
+        path.check_issuers(self.authority())?;
+        path.check_limits(0)?;
+        path.check_time(Duration::ZERO, now)?;
+        path.check_revocation(&self.revocations)
     }
 
-    /// Those between our authority and what they signed, lowest first: each an authority, and none for more than the
-    /// one above it.
-    fn check_limits(&self, intermediates: &[Vec<u8>]) -> Result<(), Refused> {
-        let mut limits = Vec::with_capacity(certificate::MAX_CHAIN);
-        for der in intermediates {
-            limits.push(CaCertificate::from_der(der.clone())?);
-        }
-        limits.push(self.authority.clone());
-        for (below, pair) in limits.windows(2).enumerate() {
-            let [lower, upper] = pair else { continue };
-            if lower.mesh() != self.authority.mesh() {
-                return Err(Refused::AnotherMesh(lower.mesh().clone()));
+    /// Whom we believe when `list`, which `signer` signed, is in force.
+    fn successor(&self, signer: &CaCertificate, list: &RevocationList, now: UnixTime) -> Result<Trust, Refused> {
+        let mut successor = self.clone();
+        if !list.authorities.is_empty() {
+            let mut named = Vec::with_capacity(list.authorities.len());
+            for der in &list.authorities {
+                let authority = CaCertificate::from_der(der.clone())?;
+                self.check_authority(&authority, list, now)?;
+                named.push(authority);
             }
-            if !upper.network().contains(&lower.network()) {
-                return Err(Refused::AuthorityExceeded("its network is not within that of the one above it"));
-            }
-            // Under `upper` stand `lower` and the `below` ones under that.
-            if upper.path_length().is_some_and(|length| below as u64 + 1 > u64::from(length)) {
-                return Err(Refused::AuthorityExceeded("more authorities below it than its path length"));
+            successor = Trust::of(named)?;
+            if successor.network != self.network {
+                return Err(Refused::AuthorityExceeded("its list changes the mesh's network"));
             }
         }
-        Ok(())
-    }
-
-    fn check_time(&self, path: &Path<'_>, now: UnixTime) -> Result<(), Refused> {
-        let own = [(self.authority.not_before(), self.authority.not_after())];
-        let below = path.outlines.iter().map(|outline| (outline.not_before, outline.not_after));
-        for (not_before, not_after) in below.chain(own) {
-            if now < not_before {
-                return Err(Refused::NotYetValid { not_before, now });
-            }
-            if now >= not_after {
-                return Err(Refused::Expired { not_after, now });
-            }
+        // Else who steals the key of an online intermediate could lock out the offline root above it.
+        let stays = |root: &CaCertificate| {
+            successor.believes(&root.fingerprint()) && !list.revokes(&root.serial(), &root.key())
+        };
+        let mut roots = self.authorities.iter().filter(|authority| authority.is_root());
+        if !signer.is_root() && !roots.all(stays) {
+            return Err(Refused::AuthorityExceeded("an intermediate may not put out a root"));
         }
-        Ok(())
-    }
-
-    /// The address is one that every authority above may give.
-    fn check_network(&self, candidate: &Candidate<'_>) -> Result<(), Refused> {
-        let address = candidate.claims.address;
-        let mut networks = vec![self.authority.network()];
-        for der in candidate.path.above_leaf() {
-            networks.push(CaCertificate::from_der(der.clone())?.network());
-        }
-        match networks.into_iter().find(|network| !certificate::is_host_in(address, network)) {
-            Some(network) => Err(Refused::OutsideNetwork { address, network }),
-            None => Ok(()),
-        }
-    }
-
-    /// Neither the node's certificate or key nor one above it was taken back.
-    fn check_revocation(&self, path: &Path<'_>) -> Result<(), Refused> {
-        match path.outlines.iter().find(|outline| self.revocations.revokes(&outline.serial, &outline.key)) {
-            Some(outline) => Err(Refused::Revoked { serial: outline.serial }),
-            None => Ok(()),
-        }
+        Ok(successor)
     }
 }
 
@@ -349,7 +312,7 @@ impl Trust {
 pub enum Check {
     /// The certificates are of the profile, and the first is a node's.
     Form,
-    /// Signatures lead up to the mesh's authority.
+    /// Signatures lead up to an authority of the mesh.
     Issuer,
     /// Those in between may sign certificates, and only within the limits of the ones above them.
     Authority,
@@ -382,45 +345,8 @@ impl Check {
     }
 }
 
-/// A chain taken apart, leaf first, without the root even if that was sent along.
-struct Path<'a> {
-    ders: &'a [Vec<u8>],
-    outlines: Vec<Outline<'a>>,
-}
-
-impl<'a> Path<'a> {
-    fn above_leaf(&self) -> &'a [Vec<u8>] {
-        &self.ders[1..]
-    }
-}
-
 /// What asks to be believed.
 struct Candidate<'a> {
     path: Path<'a>,
     claims: NodeClaims,
-}
-
-/// The trust of a running agent, shared by its parts and replaced as a whole.
-#[derive(Debug)]
-pub struct TrustStore(RwLock<Arc<Trust>>);
-
-impl TrustStore {
-    /// Begins with `trust`.
-    pub fn new(trust: Trust) -> TrustStore {
-        TrustStore(RwLock::new(Arc::new(trust)))
-    }
-
-    /// What is believed at this moment.
-    pub fn current(&self) -> Arc<Trust> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Takes over a newer revocation list for all who share this. False if it is the one in force.
-    pub fn apply_revocations(&self, signed: &SignedRevocations, now: UnixTime) -> Result<bool, Refused> {
-        let mut slot = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let mut trust = Trust::clone(&slot);
-        let newer = trust.apply_revocations(signed, now)?;
-        *slot = Arc::new(trust);
-        Ok(newer)
-    }
 }

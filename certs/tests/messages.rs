@@ -395,6 +395,7 @@ proptest! {
             number,
             serials: serials.into_iter().map(Serial).collect(),
             identities: identities.into_iter().map(NodeId).collect(),
+            ..RevocationList::default()
         };
         let signed = root().authority().sign_revocations(&list).unwrap();
         let mut trust = root().trust();
@@ -520,6 +521,7 @@ fn record() -> NodeRecord {
         tunnel_url: None,
         overlay: true,
         models: Vec::new(),
+        revocations: 0,
     }
 }
 

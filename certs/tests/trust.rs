@@ -334,6 +334,7 @@ fn record(sequence: u64) -> NodeRecord {
         tunnel_url: None,
         overlay: true,
         models: Vec::new(),
+        revocations: 0,
     }
 }
 

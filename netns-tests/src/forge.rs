@@ -76,6 +76,7 @@ impl Identity {
             tunnel_url: None,
             overlay: true,
             models: Vec::new(),
+            revocations: 0,
         };
         Ok(Signed::sign(&record, &self.key, &self.chain)?)
     }

@@ -66,6 +66,7 @@ pub async fn start(config: &Config, tasks: &Tasks, ground: &Tasks, started_at: I
         author,
         overlay: overlay.clone(),
         services: services.clone(),
+        trust: member.trust.clone(),
         leaving: AtomicBool::new(false),
     });
     let directory = directory::start(

@@ -18,7 +18,7 @@ use std::{
 use futures::{StreamExt, stream::FuturesUnordered};
 use rand::Rng;
 use tokio::sync::{Notify, broadcast, mpsc};
-use wiremesh_certs::{NodeRecord, Signed};
+use wiremesh_certs::{NodeRecord, Signed, TrustStore};
 
 use super::record::{Author, Facts};
 use crate::{
@@ -43,6 +43,8 @@ pub struct Recorder {
     pub overlay: Option<overlay::Handle>,
     /// What we offer and how busy we are.
     pub services: services::Handle,
+    /// Whom we believe.
+    pub trust: Arc<TrustStore>,
     /// Whether the agent has been asked to stop: from then on nothing is offered.
     pub leaving: AtomicBool,
 }
@@ -56,6 +58,7 @@ impl Recorder {
             services: if leaving { Arc::from([]) } else { self.services.offered() },
             models: self.services.models(),
             load: self.services.load(),
+            revocations: self.trust.current().revocation_number(),
         };
         self.author
             .sign(facts, clock::unix_millis())

@@ -24,6 +24,8 @@ pub struct Facts {
     pub models: Arc<[(ServiceName, Arc<[String]>)]>,
     /// How busy it is.
     pub load: Load,
+    /// The number of the revocation list that it enforces.
+    pub revocations: u64,
 }
 
 /// Signs our records: each newer than the one before, also when the clock was set back.
@@ -66,6 +68,7 @@ impl Author {
             tunnel_url: self.tunnel_url.clone(),
             overlay: self.overlay,
             models: Vec::new(),
+            revocations: facts.revocations,
         };
         record.endpoints.truncate(MAX_ENDPOINTS);
         record.services.truncate(MAX_SERVICES);
@@ -194,6 +197,7 @@ mod tests {
             services: services.iter().map(|name| name.parse().unwrap()).collect(),
             models: Arc::from([]),
             load: Load::default(),
+            revocations: 0,
         }
     }
 

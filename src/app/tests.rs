@@ -254,6 +254,7 @@ fn record(member: &Member, offers: &[&str]) -> Signed<NodeRecord> {
         tunnel_url: None,
         overlay: true,
         models: Vec::new(),
+        revocations: 0,
     };
     Signed::sign(&record, &member.identity, member.client.verified().chain()).unwrap()
 }

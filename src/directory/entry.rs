@@ -330,6 +330,7 @@ pub mod testing {
             let expires_at = self.now.plus(LIFE + Duration::from_secs(order));
             let record = NodeRecord {
                 models: models.iter().map(offered).collect(),
+                revocations: 0,
                 ..self.record(&[service], order, expires_at)
             };
             self.open(&Signed::sign(&record, &self.identity, &self.chain).unwrap())
@@ -362,6 +363,7 @@ pub mod testing {
                 tunnel_url: None,
                 overlay: true,
                 models: Vec::new(),
+                revocations: 0,
             }
         }
 

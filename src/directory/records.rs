@@ -168,7 +168,7 @@ mod tests {
         let entry = mesh.node(1).offering(&[], 1);
         records.learn(&entry, t0());
 
-        mesh.revoke(RevocationList { number: 1, serials: [].into(), identities: [entry.id()].into() });
+        mesh.revoke(RevocationList { number: 1, identities: [entry.id()].into(), ..RevocationList::default() });
 
         assert!(records.by_address(entry.address(), &mesh.trust(), T0, t0()).is_none());
         assert_eq!((records.len(), records.by_address.len(), records.by_name.len()), (0, 0, 0));

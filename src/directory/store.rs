@@ -281,7 +281,11 @@ mod tests {
         let entry = mesh.node(1).offering(&["ocr"], 1);
         store.put(&mesh, &entry).unwrap();
 
-        mesh.revoke(RevocationList { number: 1, serials: [entry.verified().serial()].into(), identities: [].into() });
+        mesh.revoke(RevocationList {
+            number: 1,
+            serials: [entry.verified().serial()].into(),
+            ..RevocationList::default()
+        });
         store.store.sweep(&mesh.trust(), T0);
 
         assert_eq!(store.store.len(), 0);

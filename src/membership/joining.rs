@@ -228,7 +228,7 @@ mod tests {
         let other_wg = case.answer(&Claims { wg: WgPublicKey([9; 32]), ..claims.clone() });
         let other_name = case.answer(&Claims { name: NodeName::new("b").unwrap(), ..claims.clone() });
         let revocations =
-            RevocationList { number: 1, serials: Default::default(), identities: [case.expected.identity].into() };
+            RevocationList { number: 1, identities: [case.expected.identity].into(), ..RevocationList::default() };
         let revocations = case.authority.sign_revocations(&revocations).unwrap();
 
         for (expected, answer) in [

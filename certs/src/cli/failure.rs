@@ -100,6 +100,8 @@ impl Failure {
             }
             IssueError::AuthorityNotValid { .. } => failure.hint("set the clock of this machine"),
             IssueError::UnfitNetwork(_) => failure.hint("for example --networks 10.42.0.0/16"),
+            IssueError::NotARoot => failure.hint("--ca-crt and --ca-key must be those of the mesh's root"),
+            IssueError::NotWithin { own_network, .. } => failure.hint(format!("for example --networks {own_network}")),
             IssueError::TooShort => failure.hint("for example --duration 7d"),
             IssueError::WeakKey(_) => failure.hint("make new keys on the node with \"wiremesh-cert keygen\""),
             IssueError::TooLarge(_) | IssueError::WouldBeRefused(_) | IssueError::Encoding(_) => failure,
@@ -112,6 +114,7 @@ impl Failure {
         match error {
             BadAuthority::KeyMismatch => failure.hint("--ca-crt and --ca-key must be the two files of one authority"),
             BadAuthority::Certificate(_) => failure.hint("\"wiremesh-cert print\" shows what a file holds"),
+            BadAuthority::BrokenChain => failure.hint("--ca-crt is to hold its own certificate first, the root last"),
             BadAuthority::Key(_) => failure,
         }
     }

@@ -80,6 +80,7 @@ impl Mesh {
             tunnel_url: None,
             overlay: true,
             models: Vec::new(),
+            revocations: 0,
         };
         self.trust.open(&Signed::sign(&record, &node.key, &node.chain).unwrap(), T0).unwrap()
     }

@@ -193,7 +193,7 @@ async fn a_revoked_members_connection_is_closed_and_its_offers_are_gone() {
     assert_eq!(a.find("ocr").await.workers[0].id(), b.node.id());
     eventually("they are connected", || a.handle.status().connections > 0).await;
 
-    lab.mesh.revoke(RevocationList { number: 1, serials: [].into(), identities: [b.node.id()].into() });
+    lab.mesh.revoke(RevocationList { number: 1, identities: [b.node.id()].into(), ..RevocationList::default() });
 
     eventually("the connection is closed", || a.handle.status().connections == 0).await;
     eventually("it is out of the table", || a.handle.status().members == 0).await;
@@ -280,7 +280,7 @@ async fn a_revoked_worker_is_not_offered_from_memory_with_or_without_the_table()
     let a = lab.start(&lab.mesh, lab.mesh.node(1), &settings);
     assert!(a.handle.find(&service("ocr")).await.is_some());
 
-    lab.mesh.revoke(RevocationList { number: 1, serials: [].into(), identities: [worker.id()].into() });
+    lab.mesh.revoke(RevocationList { number: 1, identities: [worker.id()].into(), ..RevocationList::default() });
 
     assert!(a.handle.find(&service("ocr")).await.is_none());
     a.handle.trust_changed();

@@ -71,6 +71,7 @@ impl Node {
             tunnel_url: None,
             overlay: true,
             models: Vec::new(),
+            revocations: 0,
         };
         let signed = Signed::sign(&record, &self.identity, &self.chain).unwrap();
         (record, signed)
@@ -127,6 +128,7 @@ pub fn crowd(authority: &Authority, number: u32) -> (Verified, NodeRecord) {
         tunnel_url: None,
         overlay: true,
         models: Vec::new(),
+        revocations: 0,
     };
     (verified, record)
 }

@@ -107,5 +107,6 @@ fn record() -> NodeRecord {
         tunnel_url: None,
         overlay: true,
         models: Vec::new(),
+        revocations: 0,
     }
 }

@@ -151,5 +151,5 @@ async fn next_list(tx: &mut Transaction<'_, Sqlite>, now: UnixTime) -> Result<Re
             }
         }
     }
-    Ok(RevocationList { number: number + 1, serials, identities })
+    Ok(RevocationList { number: number + 1, serials, identities, ..RevocationList::default() })
 }

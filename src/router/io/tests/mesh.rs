@@ -80,7 +80,7 @@ impl Mesh {
     }
 
     pub fn revoke(&self, key: &IdentityKey) {
-        let list = RevocationList { number: 1, serials: [].into(), identities: [key.id()].into() };
+        let list = RevocationList { number: 1, identities: [key.id()].into(), ..RevocationList::default() };
         let signed = self.authority.sign_revocations(&list).unwrap();
         self.trust.apply_revocations(&signed, clock::unix()).unwrap();
     }
