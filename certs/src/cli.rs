@@ -26,6 +26,7 @@ mod renew;
 mod request;
 mod revocations;
 mod revoke;
+mod rotate;
 mod sheet;
 mod sign;
 mod signer;
@@ -112,6 +113,8 @@ pub enum Offline {
     Revoke(revoke::Args),
     /// List the certificates in folders and files, those that end first first
     List(list::Args),
+    /// Make the next authority of a mesh, and what leads to it from the present one
+    Rotate(rotate::Args),
 }
 
 /// What can be run: a function of itself, the time, chance and its streams. `rng` must be a cryptographic one.
@@ -150,6 +153,7 @@ impl Run for Offline {
             Offline::Renew(args) => renew::run(args, now, rng, console)?,
             Offline::Revoke(args) => revoke::run(args, now, console)?,
             Offline::List(args) => list::run(args, now, console)?,
+            Offline::Rotate(args) => rotate::run(args, now, rng, console)?,
         }
         Ok(Exit::Done)
     }
