@@ -317,7 +317,8 @@ fn policy_text(policy: &Policy) -> String {
         Some(groups) if groups.is_empty() => "nobody".to_owned(),
         Some(groups) => groups.iter().map(GroupName::as_str).collect::<Vec<_>>().join(", "),
     };
-    let rule = |what: &str, rule: &Rule| format!("{what} by {} for {}", side(&rule.offer), side(&rule.call));
+    let rule =
+        |what: &str, rule: &Rule| format!("{what}: offered by {}, called by {}", side(&rule.offer), side(&rule.call));
     let services = policy.services.iter().map(|(service, found)| rule(service.as_str(), found));
     services.chain([rule("all else", &policy.otherwise)]).collect::<Vec<_>>().join("; ")
 }

@@ -47,7 +47,7 @@ pub fn trust_of(
 ) -> Result<(Trust, Vec<CaCertificate>), Failure> {
     let former = former.map(|source| authorities(source, console)).transpose()?.unwrap_or_default();
     let mut all: Vec<CaCertificate> = [authority.certificate()].into_iter().chain(authority.above()).cloned().collect();
-    all.extend(former.clone());
+    all.extend(former.iter().filter(|earlier| !all.contains(earlier)).cloned().collect::<Vec<_>>());
     let trust = Trust::of(all).map_err(|refused| Failure::new("believing --ca-crt and --old-ca-crt", refused))?;
     Ok((trust, former))
 }

@@ -72,9 +72,14 @@ pub fn run(args: &Args, now: UnixTime, mut rng: &mut dyn RngCore, console: &mut 
     let key = signer::key_text(&next, passphrase.as_ref().map(|text| text.as_str()), &mut rng)
         .map_err(|bad| Failure::new(making, bad))?;
     console::write_key(&args.out_key, &key)?;
-    let written = out_cross
-        .write(&cross.pem(), existing, console)
-        .and_then(|()| out_crt.write(&next.certificate().pem(), existing, console));
+    let written = out_cross.write(&cross.pem(), existing, console).and_then(|()| {
+        let written = out_crt.write(&next.certificate().pem(), existing, console);
+        written.inspect_err(|_| {
+            if existing == Existing::Keep {
+                let _ = std::fs::remove_file(&args.out_cross);
+            }
+        })
+    });
     // A key without its certificate is of no use, and would stand in the way of the next attempt.
     written.inspect_err(|_| drop(std::fs::remove_file(&args.out_key)))?;
 

@@ -220,6 +220,11 @@ impl Desk {
         Authority::from_pem(&self.read("./ca.crt"), &self.read("./ca.key")).unwrap()
     }
 
+    /// Of somebody who knows the root alone.
+    fn root_trust(&self) -> Trust {
+        Trust::new(CaCertificate::from_pem(&self.read("./root.crt")).unwrap())
+    }
+
     fn trust(&self) -> Trust {
         Trust::new(CaCertificate::from_pem(&self.read("./ca.crt")).unwrap())
     }

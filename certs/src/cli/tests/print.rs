@@ -85,7 +85,10 @@ fn print_tells_authorities_apart_and_shows_all_that_a_list_rules() {
     assert_eq!(said["policy"]["otherwise"], serde_json::json!({"offer": null, "call": []}));
     assert_eq!(said["authorities"][0]["kind"], "intermediate");
     let text = desk.line("print ./list", NOW).0;
-    assert!(text.contains("llm by gpu for everybody; all else by everybody for nobody"), "{text}");
+    assert!(
+        text.contains("llm: offered by gpu, called by everybody; all else: offered by everybody, called by nobody"),
+        "{text}"
+    );
     let open = desk.authority().sign_revocations(&RevocationList { number: 4, ..RevocationList::default() }).unwrap();
     fs::write(desk.path("./list"), open.as_bytes()).unwrap();
     let said = desk.json("print ./list", NOW);

@@ -104,7 +104,6 @@ fn nothing_is_left_of_a_rotation_that_did_not_work() {
         assert!(failure.to_string().contains(why), "{options}: {failure}");
         assert!(!desk.path("./next.key").exists(), "{options}");
     }
-    fs::remove_file(desk.path("./cross.crt")).ok();
     assert_eq!(fs::read_dir(desk.folder.path()).unwrap().count(), before);
 }
 
