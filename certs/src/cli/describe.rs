@@ -78,6 +78,7 @@ pub fn authority(ca: &CaCertificate, now: UnixTime) -> Sheet {
         .fact("serial", "serial", ca.serial())
         .fact("fingerprint", "fingerprint", ca.fingerprint());
     let sheet = match ca.path_length() {
+        Some(0) => sheet.with("may sign", "nodes, and no further authorities", "path_length", 0),
         Some(length) => {
             sheet.with("may sign", format!("{length} authorities in a row below it"), "path_length", length)
         }

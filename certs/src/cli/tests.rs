@@ -98,7 +98,7 @@ struct Person {
 }
 
 impl Keeper for Person {
-    fn from_environment(&self) -> Option<Result<Zeroizing<String>, &'static str>> {
+    fn environment(&self) -> Option<Result<Zeroizing<String>, &'static str>> {
         self.environment.map(|value| Ok(Zeroizing::new(value.to_owned())))
     }
 
