@@ -9,6 +9,7 @@ pub mod demo;
 mod drain;
 pub mod failure;
 mod ping;
+mod renew;
 mod revoke;
 pub mod socket;
 mod token;

@@ -36,7 +36,13 @@ pub fn start(
     let (sender, events) = mpsc::channel(membership::io::MAX_EVENTS);
     let sources = sources(config, recorder);
     tasks.spawn("membership", |stop| session.run(sources, sender, stop));
-    let follow = Follow { recorder: recorder.clone(), directory: directory.clone(), trust: trust.clone(), renewed };
+    let follow = Follow {
+        recorder: recorder.clone(),
+        directory: directory.clone(),
+        membership: membership.clone(),
+        trust: trust.clone(),
+        renewed,
+    };
     tasks.spawn("membership events", |stop| follow.run(events, stop));
     let (directory, handle, dht_port) = (directory.clone(), membership.clone(), config.dht.port);
     tasks.spawn("keep contacts", |stop| keep_contacts(directory, handle, dht_port, stop));
@@ -50,6 +56,7 @@ pub fn start(
 struct Follow {
     recorder: Arc<Recorder>,
     directory: directory::Handle,
+    membership: membership::io::Handle,
     trust: Arc<TrustStore>,
     renewed: Arc<Notify>,
 }
@@ -93,10 +100,14 @@ impl Follow {
                 self.renewed.notify_one();
             }
             membership::io::Event::RevocationsChanged => {
+                let number = self.trust.current().revocation_number();
                 self.directory.trust_changed();
                 if let Some(overlay) = &self.recorder.overlay {
                     overlay.trust_changed().await;
+                    // What is asked after a command is answered after it: from here on it is done.
+                    overlay.status().await;
                 }
+                self.membership.acknowledge(number);
             }
             membership::io::Event::Seeds(seeds) => {
                 self.directory.add_contacts(&records_of(&seeds));

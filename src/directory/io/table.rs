@@ -385,7 +385,12 @@ impl Table {
 
     fn handle_tick(&mut self, now: Instant) {
         self.gate.close_silent(now);
-        for id in self.gate.close_disbelieved() {
+        let (trust, unix) = (self.shared.trust.current(), clock::unix());
+        let latest = |id: &NodeId| {
+            let entry = self.shared.memory().records.by_id(id, &trust, unix, now)?;
+            Some(entry.verified().clone())
+        };
+        for id in self.gate.close_disbelieved(latest) {
             tracing::info!(peer = %id, "certificate revoked or over, disconnected");
             self.forget(gate::peer_id(&id));
         }

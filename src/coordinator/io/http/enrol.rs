@@ -66,7 +66,8 @@ pub async fn renew(axum::extract::State(shared): State, caller: Caller) -> Resul
     shared.metrics.renewed.inc();
     tracing::info!(name = %member.name, identity = %member.identity, "certificate renewed");
     shared.registry().admit(member);
-    Ok(Json(RenewResponse { certificate: chain.to_pem() }))
+    let revocations = shared.revocations().map(|signed| signed.as_ref().clone());
+    Ok(Json(RenewResponse { certificate: chain.to_pem(), revocations }))
 }
 
 /// Agents send the secret alone; a whole token, as a person pastes it, serves as well.
