@@ -3,6 +3,7 @@
 
 mod disk;
 mod joining;
+mod lists;
 mod registry;
 
 use std::{

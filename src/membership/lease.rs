@@ -22,12 +22,15 @@ const RETRY_AT_MOST: Duration = Duration::from_secs(15 * 60);
 pub const RETRY_AFTER_THE_END_AT_MOST: Duration = Duration::from_secs(30);
 /// When another authority issues, all members renew within this, and sooner where certificates are short-lived.
 const REPLACED_WITHIN: Duration = Duration::from_secs(5 * 60);
+/// When ours is believed no more, nothing works until the certificate is renewed.
+const RETIRED_WITHIN: Duration = Duration::from_secs(3);
 
 /// Why the certificate is to be renewed when it is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Why {
     Half,
     Replaced,
+    Retired,
     Asked,
     Failed,
 }
@@ -70,7 +73,7 @@ impl Lease {
             Backoff::new(RETRY_AFTER.min(self.life / 10), RETRY_AT_MOST.min(self.life / 10), self.rng.random());
     }
 
-    /// Another authority issues now, or ours is no longer believed: renew soon, but not all members at once.
+    /// Another authority issues now: renew soon, but not all members at once.
     pub fn on_replaced(&mut self, now: UnixTime) {
         if self.why == Why::Half {
             let within = REPLACED_WITHIN.min(self.life / 8).mul_f64(self.rng.random_range(0.1..1.0));
@@ -78,6 +81,14 @@ impl Lease {
             if at < self.renew_at {
                 (self.renew_at, self.why) = (at, Why::Replaced);
             }
+        }
+    }
+
+    /// Our authority is believed no more: renew at once, though not all in the same second.
+    pub fn on_retired(&mut self, now: UnixTime) {
+        if matches!(self.why, Why::Half | Why::Replaced) {
+            let at = now.plus(RETIRED_WITHIN.mul_f64(self.rng.random_range(0.0..1.0)));
+            (self.renew_at, self.why) = (at.min(self.renew_at), Why::Retired);
         }
     }
 
@@ -108,6 +119,7 @@ impl Lease {
         let why = match self.why {
             Why::Half => "half of the certificate's life is over",
             Why::Replaced => "another authority issues now",
+            Why::Retired => "our authority is believed no more",
             Why::Asked => "asked to",
             Why::Failed => "renewing failed before",
         };
@@ -218,6 +230,11 @@ mod tests {
                 times.insert(at);
             }
             assert!(times.len() > 5, "{times:?}");
+            let mut lease = Lease::new(&verified, 1);
+            lease.on_replaced(NOW);
+            lease.on_retired(NOW);
+            assert_eq!(lease.poll_timeout().1, "our authority is believed no more");
+            assert!(lease.poll_timeout().0 <= NOW.plus(RETIRED_WITHIN));
         }
     }
 

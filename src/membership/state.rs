@@ -15,7 +15,9 @@
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use wiremesh_certs::{CaCertificate, Fingerprint, MAX_AUTHORITIES, MeshName, Refused, SignedRevocations, Trust, UnixTime};
+use wiremesh_certs::{
+    CaCertificate, Fingerprint, MAX_AUTHORITIES, MeshName, Refused, SignedRevocations, Trust, UnixTime,
+};
 
 use crate::api::{MAX_COORDINATORS, MAX_SEEDS, Seed};
 
@@ -205,7 +207,8 @@ mod tests {
     /// A list by `signer` that names `authorities`, with what leads from `before` to each of them.
     fn list(signer: &Authority, number: u64, authorities: &[&Authority], before: &Authority) -> SignedRevocations {
         let leads = |to: &&&Authority| to.certificate() != before.certificate();
-        let cross = |to: &&Authority| before.cross_sign(to.certificate(), NOW, &mut rand::rng()).unwrap().der().to_vec();
+        let cross =
+            |to: &&Authority| before.cross_sign(to.certificate(), NOW, &mut rand::rng()).unwrap().der().to_vec();
         let list = RevocationList {
             number,
             authorities: authorities.iter().map(|authority| authority.certificate().der().to_vec()).collect(),
@@ -247,8 +250,7 @@ mod tests {
     fn a_crash_at_any_point_of_taking_over_other_authorities_leaves_what_starts() {
         let (old, new) = (root(), root());
         let mut trust = Trust::new(old.certificate().clone());
-        let steps =
-            [list(&old, 1, &[&old], &old), list(&old, 2, &[&old, &new], &old), list(&new, 3, &[&new], &old)];
+        let steps = [list(&old, 1, &[&old], &old), list(&old, 2, &[&old, &new], &old), list(&new, 3, &[&new], &old)];
         let mut on_disk: (Vec<CaCertificate>, Option<SignedRevocations>) = (trust.authorities().to_vec(), None);
         for signed in steps {
             let after = with(&trust, &signed);

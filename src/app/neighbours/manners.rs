@@ -109,7 +109,8 @@ mod tests {
 
         let asked = (0..100).filter(|n| manners.handle_claim(node(*n), 9, 3, now)).count();
         for n in 0..MAX_AVOIDED + 10 {
-            manners.avoid(OverlayIp(std::net::Ipv4Addr::from_bits(n as u32).into()), now + Duration::from_nanos(n as u64));
+            manners
+                .avoid(OverlayIp(std::net::Ipv4Addr::from_bits(n as u32).into()), now + Duration::from_nanos(n as u64));
         }
 
         assert_eq!((asked, manners.avoided.len()), (MAX_ASKED, MAX_AVOIDED));

@@ -26,6 +26,7 @@ use crate::{
     membership::{
         heartbeat::Coordinators,
         joining::{self, Accepted, BadAnswer, Expected},
+        skew::Offset,
         state::{self, SeedsFile},
     },
 };
@@ -214,12 +215,20 @@ fn load(
                 Ok(before) if is_ours(&before, identity, wg, &settings.name) => {
                     Ok(Loaded::Ended(Ended { trust, list, before, chain }))
                 }
-                _ => bail!("the certificate in {directory} cannot be used: {refused}; {RESTORE}"),
+                Ok(_) => bail!("the certificate in {directory} cannot be used: {refused}, and is not ours; {RESTORE}"),
+                Err(worse) => {
+                    let hint = worse.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
+                    bail!("the certificate in {directory} cannot be used: {worse}{hint}")
+                }
             };
         }
         Err(BadAnswer::NotOurs { what: "name", given, wanted }) => bail!(
             "this machine is called {given} in the mesh, but the configuration says {wanted}; \
              keep that name, or move {directory} away and join again"
+        ),
+        Err(BadAnswer::Refused(refused @ Refused::NotYetValid { not_before, now })) => bail!(
+            "{refused} by this machine's clock, which is most likely wrong: at least {} the coordinator's; set it",
+            Offset::behind(not_before.saturating_since(now))
         ),
         Err(BadAnswer::Refused(refused)) => {
             let hint = refused.hint().map(|hint| format!("; {hint}")).unwrap_or_default();

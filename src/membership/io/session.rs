@@ -287,6 +287,8 @@ impl Session {
         let (trust, own) = (self.member.trust.current(), self.member.client.verified());
         if asked.is_some() {
             self.lease.ask(now);
+        } else if !trust.believes(&own.authority()) {
+            self.lease.on_retired(now);
         } else if trust.authority().fingerprint() != own.authority() {
             self.lease.on_replaced(now);
         }
