@@ -3,6 +3,8 @@
 //! Whatever is signed travels as base64url of its bytes, so that everybody checks the same bytes. Fields that a reader
 //! does not know are passed over: agents and coordinators of different versions talk.
 
+pub mod authority;
+
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -48,7 +50,8 @@ pub struct EnrollRequest {
 pub struct EnrollResponse {
     /// The node's chain in PEM, leaf first.
     pub certificate: String,
-    /// The mesh's authority in PEM.
+    /// The mesh's roots in PEM, present and former: the one that the token pins is among them, and the list leads from
+    /// there to the present one.
     pub authority: String,
     /// The mesh's name.
     pub mesh: MeshName,
@@ -56,7 +59,7 @@ pub struct EnrollResponse {
     pub overlay_address: OverlayIp,
     /// The overlay network.
     pub network: IpNet,
-    /// What is revoked; absent if nothing ever was.
+    /// The list in force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revocations: Option<SignedRevocations>,
     /// Some members to begin with.
@@ -72,6 +75,9 @@ pub struct EnrollResponse {
 pub struct RenewResponse {
     /// The node's chain in PEM, leaf first.
     pub certificate: String,
+    /// The list in force: who was away while the authority changed needs it to believe the certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revocations: Option<SignedRevocations>,
 }
 
 /// `POST /api/worker/register`.
@@ -122,6 +128,16 @@ pub struct HeartbeatResponse {
     /// The node has not said what it is capable of since the coordinator last heard of it: register again.
     #[serde(default)]
     pub register: bool,
+    /// The node has a newer list than the coordinator, which was restored from a backup: send it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub send_revocations: bool,
+}
+
+/// `POST /api/revocations`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct SendRevocations {
+    /// The list that the node has.
+    pub revocations: SignedRevocations,
 }
 
 /// One member to begin with.
@@ -230,9 +246,9 @@ pub struct NodeResponse {
 /// The answer to `GET /api/revocations`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct RevocationsResponse {
-    /// The list's number; 0: nothing was ever revoked.
+    /// The number of the list in force.
     pub number: u64,
-    /// The list, signed by the authority.
+    /// The list, signed by the authority; absent if it is not newer than the one asked about.
     pub revocations: Option<SignedRevocations>,
 }
 

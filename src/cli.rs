@@ -28,7 +28,7 @@ use view::View;
 use crate::clock;
 
 /// Variables that begin like options and are none.
-pub(crate) const OTHER_VARIABLES: &[&str] = &["BIN", "SANDBOX"];
+pub(crate) const OTHER_VARIABLES: &[&str] = &["BIN", "SANDBOX", "CA_PASSPHRASE"];
 
 /// One service network out of many GPU machines
 #[derive(Parser)]
@@ -77,7 +77,7 @@ enum Networked {
 enum Local {
     Demo(demo::Args),
     Capabilities(capabilities::Args),
-    Cert(cert::Args),
+    Cert(Box<cert::Args>),
     /// Prints completions for a shell
     #[command(after_help = "Example:\n  wiremesh completions bash > /etc/bash_completion.d/wiremesh")]
     Completions {

@@ -4,6 +4,7 @@
 mod disk;
 mod joining;
 mod registry;
+mod rotation;
 
 use std::{
     collections::BTreeSet,
@@ -63,6 +64,10 @@ impl Mesh {
     }
 
     async fn up(&mut self) {
+        self.try_up().await.unwrap();
+    }
+
+    async fn try_up(&mut self) -> anyhow::Result<()> {
         let text = format!(
             "data_dir = '{}'\nlisten = '{}'\nmesh = 'lab'\nheartbeat_interval = '1s'\n{}",
             self.data_dir().display(),
@@ -71,8 +76,9 @@ impl Mesh {
         );
         let config = Config::from_layers(Layers::new().file("test", &text).unwrap()).unwrap();
         self.tasks = Tasks::new();
-        let running = coordinator::io::start(config, &self.tasks, StdRng::from_os_rng()).await.unwrap();
+        let running = coordinator::io::start(config, &self.tasks, StdRng::from_os_rng()).await?;
         self.address = running.address;
+        Ok(())
     }
 
     async fn stop(&self) {

@@ -12,7 +12,7 @@ use crate::{
     coordinator::{
         config::public_url,
         enrolment,
-        io::{shared::Shared, store::Target},
+        io::{ruling, shared::Shared, store::Target},
     },
 };
 
@@ -41,7 +41,8 @@ pub async fn create_token(
         return Err(problem.hint("give --url https://HOST:PORT, or set public_urls in the coordinator's configuration"));
     }
     let now = clock::unix();
-    let ca = shared.authority.certificate();
+    let in_force = shared.ruling.in_force();
+    let ca = in_force.authorities.issuing().root();
     let token = JoinToken::generate(urls, ca.mesh().clone(), ca.fingerprint(), &mut shared.rng())
         .map_err(|error| bad(error.to_string()))?;
     let secret_hash = token.secret_hash();
@@ -96,9 +97,7 @@ pub async fn revoke_token(
 
 /// `POST /revocations`
 ///
-/// Goes on if its client leaves or its time is over: a revocation that is in the database and not in force would be
-/// neither done nor repeatable.
-#[expect(clippy::disallowed_methods, reason = "it ends by itself, and its end is awaited by whoever still wants it")]
+/// Goes on if its client leaves or its time is over.
 pub async fn revoke(axum::extract::State(shared): State, Body(body): Body<Revoke>) -> Result<Json<Revoked>, Problem> {
     let target = match body {
         Revoke { name: Some(name), identity: None, serial: None } => Target::Name(name),
@@ -106,14 +105,13 @@ pub async fn revoke(axum::extract::State(shared): State, Body(body): Body<Revoke
         Revoke { name: None, identity: None, serial: Some(serial) } => Target::Serial(serial),
         _ => return Err(Problem::bad_request("bad_revocation", "exactly one of name, identity and serial")),
     };
-    let done = tokio::task::spawn(put_in_force(shared, target)).await;
+    let done = ruling::to_its_end(put_in_force(shared, target)).await;
     done.unwrap_or_else(|error| Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error)))
 }
 
 async fn put_in_force(shared: Arc<Shared>, target: Target) -> Result<Json<Revoked>, Problem> {
     let now = clock::unix();
-    let revoked = shared.store.revoke(&target, now, |list| shared.authority.sign_revocations(list)).await?;
-    shared.set_revocations(revoked.signed, now)?;
+    let revoked = shared.revoke(&target, now).await?;
     match target {
         Target::Name(_) | Target::Identity(_) => shared.registry().remove(revoked.identity),
         // The member may have another certificate; it is heard again if so.
@@ -121,6 +119,8 @@ async fn put_in_force(shared: Arc<Shared>, target: Target) -> Result<Json<Revoke
             shared.registry().unregister(revoked.identity);
         }
     }
-    tracing::info!(identity = %revoked.identity, number = revoked.number, "revoked");
-    Ok(Json(Revoked { number: revoked.number, name: revoked.name }))
+    shared.fleet_changed();
+    let number = revoked.published.number;
+    tracing::info!(identity = %revoked.identity, number, "revoked");
+    Ok(Json(Revoked { number, name: revoked.name }))
 }

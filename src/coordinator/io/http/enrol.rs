@@ -3,11 +3,11 @@
 use axum::{Extension, Json, http::StatusCode};
 use wiremesh_certs::{CertificateRequest, JoinToken, hash_of_secret};
 
-use super::{Body, Caller, Problem, Source, State};
+use super::{Body, Problem, Source, State, authority::Returning};
 use crate::{
     api::{EnrollRequest, EnrollResponse, RenewResponse},
     clock,
-    coordinator::io::store::StoreError,
+    coordinator::io::store::{Newcomers, StoreError},
 };
 
 /// `POST /api/enroll`
@@ -39,7 +39,7 @@ pub async fn enroll(
     shared.metrics.enrolled.inc();
     tracing::info!(name = %member.name, address = %member.address, identity = %member.identity, "joined");
     let overlay_address = member.address;
-    let mut rng = shared.rng();
+    let (mut rng, trust) = (shared.rng(), shared.trust.current());
     let bootstrap = {
         let mut registry = shared.registry();
         registry.admit(member);
@@ -47,26 +47,31 @@ pub async fn enroll(
     };
     Ok(Json(EnrollResponse {
         certificate: chain.to_pem(),
-        authority: shared.authority.certificate().pem(),
-        mesh: shared.authority.certificate().mesh().clone(),
+        authority: shared.ruling.in_force().roots_pem(),
+        mesh: trust.mesh().clone(),
         overlay_address,
-        network: shared.authority.certificate().network(),
-        revocations: shared.revocations().map(|signed| signed.as_ref().clone()),
+        network: trust.network(),
+        revocations: shared.ruling.list().map(|signed| signed.as_ref().clone()),
         bootstrap,
         coordinators: shared.urls.clone(),
         heartbeat_interval_secs: shared.config.heartbeat_interval.as_secs(),
     }))
 }
 
-/// `POST /api/certs/renew`
-pub async fn renew(axum::extract::State(shared): State, caller: Caller) -> Result<Json<RenewResponse>, Problem> {
-    let by = caller.member()?;
+/// `POST /api/certs/renew`: also for whoever was away while its certificate ended or its authority was replaced.
+pub async fn renew(
+    axum::extract::State(shared): State,
+    Returning(by): Returning,
+) -> Result<Json<RenewResponse>, Problem> {
     let now = clock::unix();
-    let (member, chain) = shared.store.renew(&by, now, |grant| shared.issue(grant, now)).await?;
+    let is_member = now < by.not_after() && shared.trust.current().believes(&by.authority());
+    let newcomers = if is_member { Newcomers::Welcome } else { Newcomers::Refused };
+    let (member, chain) = shared.store.renew(&by, newcomers, now, |grant| shared.issue(grant, now)).await?;
     shared.metrics.renewed.inc();
     tracing::info!(name = %member.name, identity = %member.identity, "certificate renewed");
     shared.registry().admit(member);
-    Ok(Json(RenewResponse { certificate: chain.to_pem() }))
+    let revocations = shared.ruling.list().map(|signed| signed.as_ref().clone());
+    Ok(Json(RenewResponse { certificate: chain.to_pem(), revocations }))
 }
 
 /// Agents send the secret alone; a whole token, as a person pastes it, serves as well.

@@ -140,6 +140,8 @@ impl From<Refusal> for Problem {
             | Refusal::TokenExpired { .. }
             | Refusal::TokenUsed { .. }
             | Refusal::TokenForAnotherName { .. }
+            | Refusal::CertificateRevoked(_)
+            | Refusal::NotAMember(_)
             | Refusal::IdentityRevoked => StatusCode::FORBIDDEN,
             Refusal::NameReserved
             | Refusal::NameTaken { .. }
@@ -171,8 +173,16 @@ impl From<StoreError> for Problem {
             StoreError::NotFound(_) => Problem::not_found(&error),
             StoreError::Full(what) => Problem::new(StatusCode::TOO_MANY_REQUESTS, "full", what),
             StoreError::Issue(issue) => Problem::new(StatusCode::CONFLICT, "not_issued", issue),
+            StoreError::CannotRotate(why) => {
+                Problem::new(StatusCode::CONFLICT, "cannot_rotate", &why).hint(why.hint())
+            }
+            StoreError::Unbelieved(ref refused) => {
+                let (problem, hint) = (Problem::new(StatusCode::CONFLICT, "unbelieved", &error), refused.hint());
+                hint.into_iter().fold(problem, Problem::hint)
+            }
             // What is wrong with the disk is the operator's business, not the caller's.
-            StoreError::Sign(_) | StoreError::Corrupt(_) | StoreError::Database(_) => {
+            StoreError::NoKey(_)
+            | StoreError::Sign(_) | StoreError::Corrupt(_) | StoreError::Database(_) => {
                 tracing::error!("{error}");
                 Problem::new(
                     StatusCode::SERVICE_UNAVAILABLE,

@@ -3,7 +3,7 @@
 use sqlx::{Row, Sqlite, Transaction};
 use wiremesh_certs::{
     AllowedServices, CertificateRequest, Chain, GroupName, IssueError, NodeId, NodeName, OverlayIp, Serial,
-    ServiceName, UnixTime, Verified, WgPublicKey, allowed_services,
+    ServiceName, UnixTime, Renewable, Verified, WgPublicKey, allowed_services,
 };
 
 use super::{Store, StoreError, from_json, integer, node_id, parsed, to_json, tokens, unsigned};
@@ -24,6 +24,15 @@ pub struct Grant {
     pub groups: Vec<GroupName>,
     /// What it may offer.
     pub services: AllowedServices,
+}
+
+/// Whether somebody that is not known here may be taken in by its certificate alone.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Newcomers {
+    /// It was signed offline, by an authority that is believed.
+    Welcome,
+    /// It has ended, or its authority is one that was.
+    Refused,
 }
 
 /// Signs a grant; also says serial number and end of what it signed.
@@ -64,9 +73,32 @@ impl Store {
         Ok((grant.member, chain))
     }
 
-    /// A fresh certificate for a member: the same name and address, groups and services.
-    pub async fn renew(&self, by: &Verified, now: UnixTime, issue: impl Issue) -> Result<(Member, Chain), StoreError> {
+    /// A fresh certificate for a member: the same name and address, groups and services. Its certificate may have ended,
+    /// or be from an authority that is no longer believed; then it must be a member that is known here, since whoever has
+    /// such an authority's key could vouch for anybody else.
+    pub async fn renew(
+        &self,
+        by: &Renewable,
+        newcomers: Newcomers,
+        now: UnixTime,
+        issue: impl Issue,
+    ) -> Result<(Member, Chain), StoreError> {
         let mut tx = self.begin().await?;
+        let revoked: Option<i64> =
+            sqlx::query_scalar("SELECT 1 FROM revocations WHERE kind = 'serial' AND value = ?")
+                .bind(by.serial().0.as_slice())
+                .fetch_optional(&mut *tx)
+                .await?;
+        if revoked.is_some() {
+            return Err(Refusal::CertificateRevoked(by.serial()).into());
+        }
+        let known: Option<i64> = sqlx::query_scalar("SELECT 1 FROM members WHERE identity = ?")
+            .bind(by.id().0.as_slice())
+            .fetch_optional(&mut *tx)
+            .await?;
+        if known.is_none() && newcomers == Newcomers::Refused {
+            return Err(Refusal::NotAMember(by.name().clone()).into());
+        }
         let member = self.adopt_in(&mut tx, by, now).await?;
         let live: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM certificates WHERE identity = ? AND not_after > ?")
             .bind(by.id().0.as_slice())
@@ -95,7 +127,7 @@ impl Store {
     /// offline, or its enrolment was cut off. Refused if anything it holds is another's.
     pub async fn adopt(&self, by: &Verified, now: UnixTime) -> Result<Member, StoreError> {
         let mut tx = self.begin().await?;
-        let member = self.adopt_in(&mut tx, by, now).await?;
+        let member = self.adopt_in(&mut tx, &Renewable::from(by.clone()), now).await?;
         tx.commit().await?;
         Ok(member)
     }
@@ -103,7 +135,7 @@ impl Store {
     async fn adopt_in(
         &self,
         tx: &mut Transaction<'_, Sqlite>,
-        by: &Verified,
+        by: &Renewable,
         now: UnixTime,
     ) -> Result<Member, StoreError> {
         let facts = facts(tx, by.id(), by.name(), by.wg()).await?;
