@@ -65,7 +65,7 @@ async fn a_rotation_is_found_as_it_was_left_after_every_step() {
         let store = Store::open(&path, &old, NOW).await.unwrap();
         let found = store.authorities().await.unwrap();
         assert_eq!((found.next_step(&everybody), &found), (next, &published.authorities));
-        assert_eq!(store.crosses().await.unwrap(), [cross.clone()]);
+        assert_eq!(store.crosses().await.unwrap(), std::slice::from_ref(&cross));
         let list = store.revocations().await.unwrap().unwrap();
         assert_eq!(member.apply_revocations(&list, NOW), Ok(true), "state and list are of one piece");
         assert_eq!(member.revocation_number(), number);
