@@ -1,11 +1,15 @@
 //! The certificate commands: each is a function of its arguments, the time, chance and its streams.
 //!
 //! ```text
-//! ca ──► ca.crt, ca.key                                   the authority's machine
-//!           │
-//! keygen ──► identity.key, wireguard.key                  the node's machine
-//!           │
-//! request ──► node.req ──► sign ──► node.crt ──► verify, print
+//! ca ──► root.crt, root.key ──► ca --intermediate ──► ca.crt, ca.key         the authority's machine
+//!                                                        │
+//! keygen ──► identity.key, wireguard.key                 │                    the node's machine
+//!                 │                                      ▼
+//!              request ──► node.req ──────────────────► sign ──► node.crt ──► verify, print, list
+//!
+//! needs-renewal ──► renew ──► node.crt                               where time or trust ends
+//! revoke ──► revocations.bin ──► verify, list, renew
+//! rotate ──► next.crt, next.key, cross.crt
 //! ```
 //!
 //! **Invariant:** a private key is written to a new file of mode 0600 and nowhere else: never to standard output, never
@@ -26,6 +30,7 @@ mod renew;
 mod request;
 mod revocations;
 mod revoke;
+mod rotate;
 mod sheet;
 mod sign;
 mod signer;
@@ -53,7 +58,8 @@ use crate::UnixTime;
 
 /// Issues and inspects the certificates of a wiremesh mesh. Needs no network: it also runs on an offline machine.
 ///
-/// Exit status: 0 done, 1 failed, 2 refused (what was to be verified is not so), 64 bad usage.
+/// Exit status: 0 done, 1 failed, 2 refused (what was to be verified is not so) or not there, 64 bad usage. Of
+/// needs-renewal: 0 yes, 1 no.
 #[derive(Debug, Parser)]
 #[command(
     name = "wiremesh-cert",
@@ -64,7 +70,11 @@ use crate::UnixTime;
   wiremesh-cert request --name worker-1 --out-req worker-1.req
   wiremesh-cert sign --in-req worker-1.req --networks 10.42.0.7
   wiremesh-cert verify --crt worker-1.crt
-  wiremesh-cert print worker-1.crt"
+  wiremesh-cert print worker-1.crt
+  wiremesh-cert needs-renewal worker-1.crt && wiremesh-cert renew --crt worker-1.crt --force
+  wiremesh-cert revoke --crt worker-1.crt
+
+Where a coordinator runs, it renews, revokes and rotates: \"wiremesh cert --help\"."
 )]
 pub struct Cli {
     /// What to do.
@@ -112,6 +122,8 @@ pub enum Offline {
     Revoke(revoke::Args),
     /// List the certificates in folders and files, those that end first first
     List(list::Args),
+    /// Make the next authority of a mesh, and what leads to it from the present one
+    Rotate(rotate::Args),
 }
 
 /// What can be run: a function of itself, the time, chance and its streams. `rng` must be a cryptographic one.
@@ -150,6 +162,7 @@ impl Run for Offline {
             Offline::Renew(args) => renew::run(args, now, rng, console)?,
             Offline::Revoke(args) => revoke::run(args, now, console)?,
             Offline::List(args) => list::run(args, now, console)?,
+            Offline::Rotate(args) => rotate::run(args, now, rng, console)?,
         }
         Ok(Exit::Done)
     }

@@ -177,7 +177,7 @@ async fn load(shared: &Shared, now: UnixTime) -> anyhow::Result<usize> {
             .map_err(|refused| refused.to_string())
             .and_then(|opened| {
                 registry
-                    .restore(opened, said.capabilities, said.dht_port, said.last_heartbeat, deaf)
+                    .restore(&trust, opened, said.capabilities, said.dht_port, said.last_heartbeat, deaf)
                     .map_err(|refused: RecordRefused| refused.to_string())
             });
         if let Err(why) = restored {

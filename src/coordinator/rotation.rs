@@ -309,12 +309,20 @@ impl Authorities {
         Ok(Authorities(moved.collect()))
     }
 
-    /// The authority whose key a step must revoke: what led members to believe it is out in the world. (An intermediate
-    /// may not do that to a root, which then stays believed.)
+    /// The authority whose key a step must revoke, since leaving it out of the list is not enough: what led members to
+    /// believe one that is withdrawn is out in the world, and an intermediate is believed through its root as well. (An
+    /// intermediate may not revoke a root, which then stays believed.)
     pub fn revoked_by(&self, step: Step) -> Option<&CaCertificate> {
-        let Stage::Announced(next) = self.stage() else { return None };
-        let may = self.issuing().certificate.is_root() || !next.certificate.is_root();
-        (step == Step::Withdraw && may).then_some(&next.certificate)
+        match (step, self.stage()) {
+            (Step::Withdraw, Stage::Announced(next)) => {
+                let may = self.issuing().certificate.is_root() || !next.certificate.is_root();
+                may.then_some(&next.certificate)
+            }
+            (Step::Retire, Stage::Replacing(leaving)) => {
+                Some(&leaving.certificate).filter(|certificate| !certificate.is_root())
+            }
+            (Step::Issue | Step::Retire | Step::Withdraw, _) => None,
+        }
     }
 
     /// Whether another rotation may begin.

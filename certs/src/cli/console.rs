@@ -214,6 +214,14 @@ pub fn key_path(text: &str) -> Result<PathBuf, String> {
     }
 }
 
+/// A path for one of several files that belong together, from an option: standard output is none.
+pub fn file_path(text: &str) -> Result<PathBuf, String> {
+    match text {
+        "-" => Err("this one is written to a file".to_owned()),
+        path => Ok(path.into()),
+    }
+}
+
 /// Fails if [`write_key`] would find a file in its way.
 pub fn check_key_path(path: &Path) -> Result<(), Failure> {
     match fs::symlink_metadata(path) {

@@ -96,7 +96,9 @@ impl Failure {
             }
             IssueError::ReservedName => failure.hint("choose another --name"),
             IssueError::AuthorityNotValid { until, now, .. } if now >= until => {
-                failure.hint("make a new authority with \"wiremesh-cert ca\"; its nodes join anew")
+                failure.hint(
+                    "make a new one with \"wiremesh-cert ca\": below its root with --intermediate, else its nodes join anew",
+                )
             }
             IssueError::AuthorityNotValid { .. } => failure.hint("set the clock of this machine"),
             IssueError::UnfitNetwork(_) => failure.hint("for example --networks 10.42.0.0/16"),

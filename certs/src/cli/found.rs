@@ -15,11 +15,22 @@ pub enum Kind {
     Coordinator,
     /// An authority's that signed itself.
     Root,
-    /// An authority's that another signed.
+    /// An authority's that another signed, for nodes alone.
     Intermediate,
+    /// A root's key, signed by another root: the way from that one to this.
+    Cross,
 }
 
 impl Kind {
+    /// An intermediate is told from a cross certificate by its path length.
+    pub fn of_authority(ca: &CaCertificate) -> Kind {
+        match ca.path_length() {
+            _ if ca.is_root() => Kind::Root,
+            Some(_) => Kind::Intermediate,
+            None => Kind::Cross,
+        }
+    }
+
     /// As JSON has it.
     pub fn name(self) -> &'static str {
         match self {
@@ -27,6 +38,7 @@ impl Kind {
             Kind::Coordinator => "coordinator",
             Kind::Root => "ca",
             Kind::Intermediate => "intermediate",
+            Kind::Cross => "cross",
         }
     }
 
@@ -34,7 +46,7 @@ impl Kind {
     pub fn of(self) -> Of {
         match self {
             Kind::Node | Kind::Coordinator => Of::Member,
-            Kind::Root | Kind::Intermediate => Of::Authority,
+            Kind::Root | Kind::Intermediate | Kind::Cross => Of::Authority,
         }
     }
 }
@@ -93,7 +105,7 @@ pub fn found_in(bytes: &[u8]) -> Result<Vec<Found>, BadCertificate> {
 fn authority(der: &[u8]) -> Result<Found, BadCertificate> {
     let ca = CaCertificate::from_der(der.to_vec())?;
     Ok(Found {
-        kind: if ca.is_root() { Kind::Root } else { Kind::Intermediate },
+        kind: Kind::of_authority(&ca),
         name: ca.mesh().to_string(),
         mesh: ca.mesh().to_string(),
         address: None,

@@ -18,7 +18,7 @@ const MIN_CHARACTERS: usize = 8;
 /// Who is asked for a passphrase that no file holds.
 pub trait Keeper {
     /// The one in the environment, in [`VARIABLE`].
-    fn from_environment(&self) -> Option<Result<Zeroizing<String>, &'static str>>;
+    fn environment(&self) -> Option<Result<Zeroizing<String>, &'static str>>;
 
     /// Asks at the terminal, and shows nothing of the answer. Fails if there is no terminal.
     fn ask(&mut self, question: &str) -> io::Result<Zeroizing<String>>;
@@ -61,7 +61,7 @@ pub fn of_new_key(
 
 /// The one in the file, else in the environment, if any.
 pub fn known(file: Option<&Source>, console: &mut Console<'_>) -> Result<Option<Zeroizing<String>>, Failure> {
-    match (file, console.keeper.from_environment()) {
+    match (file, console.keeper.environment()) {
         (Some(file), _) => in_file(file, console).map(Some),
         (None, Some(Ok(given))) => {
             passphrase_in(&given).map(Some).map_err(|bad| Failure::usage(format!("reading {VARIABLE}"), bad))
@@ -73,7 +73,7 @@ pub fn known(file: Option<&Source>, console: &mut Console<'_>) -> Result<Option<
 
 /// The first line of a file.
 pub fn in_file(file: &Source, console: &mut Console<'_>) -> Result<Zeroizing<String>, Failure> {
-    passphrase_in(&*file.secret(console)?).map_err(|bad| {
+    passphrase_in(&file.secret(console)?).map_err(|bad| {
         Failure::new(format!("reading {file}"), bad).hint("the first line of the file is the passphrase")
     })
 }

@@ -1,18 +1,21 @@
 //! `renew`: a fresh certificate for what an old one says, by the authority's own hand.
 
+use std::time::Duration;
+
 use rand::RngCore;
 
 use super::{
     Console, Failure, Sink, Source, Span, console::Existing, describe, revocations, sign::lifetime_within,
     signer::Signer, span::moment,
 };
-use crate::{BACKDATED, Chain, Claims, Trust, UnixTime, Verified, certificate::Outline};
+use crate::{BACKDATED, Chain, Claims, UnixTime};
 
 /// Of `renew`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   wiremesh-cert renew --crt worker-1.crt --force
   wiremesh-cert renew --crt worker-1.crt --duration 30d --revocations revocations.bin --out-crt worker-1.new.crt
+  wiremesh-cert renew --crt worker-1.crt --ca-crt next.crt --ca-key next.key --old-ca-crt ca.crt --force
 
 Name, keys, address, groups and services stay as they are; the old certificate may have expired. Whether it was revoked
 is known from --revocations alone. A node of a running mesh renews by itself, through its coordinator.")]
@@ -22,6 +25,9 @@ pub struct Args {
     /// The old certificate; - for standard input
     #[arg(long, value_name = "FILE")]
     crt: Source,
+    /// Earlier authorities of the mesh, if one of them may have signed the old certificate
+    #[arg(long, value_name = "FILE")]
+    old_ca_crt: Option<Source>,
     /// The signed list of revocations: what is on it is not renewed
     #[arg(long, value_name = "FILE")]
     revocations: Option<Source>,
@@ -47,7 +53,8 @@ pub struct Args {
 pub fn run(args: &Args, now: UnixTime, mut rng: &mut dyn RngCore, console: &mut Console<'_>) -> Result<(), Failure> {
     let now = args.at.unwrap_or(now);
     let mut sources = args.signer.sources();
-    sources.extend([Some(&args.crt), args.revocations.as_ref()].into_iter().flatten());
+    sources.push(&args.crt);
+    sources.extend(args.old_ca_crt.iter().chain(&args.revocations));
     Source::at_most_one_stdin(&sources)?;
     let existing = Existing::with_force(args.force);
     let out = out(args)?;
@@ -56,12 +63,16 @@ pub fn run(args: &Args, now: UnixTime, mut rng: &mut dyn RngCore, console: &mut 
     let chain = Chain::from_pem(&args.crt.text(console)?)
         .map_err(|bad| Failure::new(format!("reading {}", args.crt), bad).hint("--crt names a node's certificate"))?;
     let authority = args.signer.open(console)?;
-    let mut trust = Trust::new(authority.certificate().clone());
+    let refusing = format!("{} is not renewed", args.crt);
+    let (mut trust, former) = revocations::trust_of(&authority, args.old_ca_crt.as_ref(), console)?;
     if let Some(list) = &args.revocations {
         revocations::apply(list, &mut trust, now, console)?;
+        revocations::check_believed(&authority, &trust, &refusing)?;
     }
-    let old = once_believed(&chain, &trust, now)
-        .map_err(|refused| Failure::refused(format!("{} is not renewed", args.crt), &refused))?;
+    // However long ago it ended: who has the authority's key may sign anything.
+    let old = trust
+        .renewable(&chain, &former, Duration::MAX, now)
+        .map_err(|refused| Failure::refused(&refusing, &refused))?;
     let renewing = format!("renewing {}", old.name());
     let lived = old.not_after().saturating_since(old.not_before().plus(BACKDATED));
     let claims = Claims {
@@ -93,13 +104,4 @@ fn out(args: &Args) -> Result<Sink, Failure> {
                 .hint("--force puts it in place of the old one, --out-crt FILE somewhere else"))
         }
     }
-}
-
-/// Who the old certificate was for, checked at a time when it was valid: at the last one if that is over.
-fn once_believed(chain: &Chain, trust: &Trust, now: UnixTime) -> Result<Verified, crate::Refused> {
-    let mut ends = now;
-    for der in chain.ders() {
-        ends = ends.min(UnixTime(Outline::parse(der)?.not_after.0.saturating_sub(1)));
-    }
-    trust.verify(chain, ends)
 }

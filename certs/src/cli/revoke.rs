@@ -1,12 +1,12 @@
 //! `revoke`: puts certificates and identities on the signed list of what is not believed any more.
 
-use std::{fmt, path::PathBuf};
+use std::path::PathBuf;
 
 use super::{
-    Console, Failure, Sink, Source, console::Existing, found::found_in, revocations, sheet::Sheet, signer::Signer,
-    span::moment,
+    Console, Failure, Sink, Source, console::Existing, describe, found::found_in, revocations, sheet::Sheet,
+    signer::Signer, span::moment,
 };
-use crate::{NodeId, RevocationList, Serial, Trust, UnixTime};
+use crate::{NodeId, RevocationList, Serial, UnixTime};
 
 /// Of `revoke`.
 #[derive(Debug, clap::Args)]
@@ -28,6 +28,9 @@ pub struct Args {
     /// An identity, with every certificate that it has or gets
     #[arg(long, value_name = "IDENTITY")]
     identity: Vec<NodeId>,
+    /// Earlier authorities of the mesh, if one of them may have signed the list so far
+    #[arg(long, value_name = "FILE")]
+    old_ca_crt: Option<Source>,
     /// The signed list
     #[arg(long, value_name = "FILE", default_value = "revocations.bin")]
     revocations: PathBuf,
@@ -43,7 +46,7 @@ pub struct Args {
 pub fn run(args: &Args, now: UnixTime, console: &mut Console<'_>) -> Result<(), Failure> {
     let now = args.at.unwrap_or(now);
     let mut sources = args.signer.sources();
-    sources.extend(&args.crt);
+    sources.extend(args.crt.iter().chain(&args.old_ca_crt));
     Source::at_most_one_stdin(&sources)?;
     let file = Source::File(args.revocations.clone());
     let revoking = format!("revoking in {file}");
@@ -58,10 +61,11 @@ pub fn run(args: &Args, now: UnixTime, console: &mut Console<'_>) -> Result<(), 
         return Err(Failure::new(revoking, "an authority does not revoke itself")
             .hint("\"wiremesh-cert rotate\" makes the next one"));
     }
-    let mut trust = Trust::new(authority.certificate().clone());
+    let (mut trust, _) = revocations::trust_of(&authority, args.old_ca_crt.as_ref(), console)?;
     let new = file.is_missing();
     if !new {
         revocations::apply(&file, &mut trust, now, console)?;
+        revocations::check_believed(&authority, &trust, &revoking)?;
     }
     let before = trust.revocations();
     let mut list = before.clone();
@@ -71,22 +75,20 @@ pub fn run(args: &Args, now: UnixTime, console: &mut Console<'_>) -> Result<(), 
     if changed {
         list.number = before.number.checked_add(1).ok_or_else(|| Failure::new(&revoking, "its numbers are used up"))?;
         let signed = authority.sign_revocations(&list).map_err(|error| Failure::new(&revoking, error))?;
+        // What nobody would take over is not written.
+        let taken_over = trust.clone().apply_revocations(&signed, now);
+        taken_over.map_err(|refused| Failure::new(&revoking, refused))?;
         Sink::File(args.revocations.clone()).write_bytes(signed.as_bytes(), Existing::Replace, console)?;
     }
-    console.print(&sheet(&list, &file, changed).text(args.json))
+    console.print(&sheet(&list, &file, changed, now).text(args.json))
 }
 
-fn sheet(list: &RevocationList, file: &dyn fmt::Display, changed: bool) -> Sheet {
-    let title = if changed { "signed list of revocations" } else { "nothing to do: all of it was on the list" };
-    let identities: Vec<String> = list.identities.iter().map(NodeId::to_hex).collect();
-    let serials: Vec<String> = list.serials.iter().map(ToString::to_string).collect();
-    Sheet::new(
-        "revocations",
-        format!("{title} {}", if changed { format!("in {file}") } else { String::new() }).trim_end(),
-    )
-    .with("number", list.number.to_string(), "number", list.number)
-    .list("certificates", "serials", &serials, "none")
-    .list("identities", "identities", &identities, "none")
-    .field("file", file.to_string())
-    .field("changed", changed)
+fn sheet(list: &RevocationList, file: &Source, changed: bool, now: UnixTime) -> Sheet {
+    let title = match changed {
+        true => format!("signed list of revocations in {file}"),
+        false => format!("nothing to do: all of it is in {file}"),
+    };
+    describe::rulings(Sheet::new("revocations", title), list, now)
+        .field("file", file.to_string())
+        .field("changed", changed)
 }

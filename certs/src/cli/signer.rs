@@ -4,7 +4,7 @@ use rand::RngCore;
 use zeroize::Zeroizing;
 
 use super::{Console, Failure, Source, passphrase};
-use crate::{Authority, BadKey, IdentityKey, is_encrypted_key};
+use crate::{Authority, BadKey, CaCertificate, IdentityKey, is_encrypted_key};
 
 /// The options of every command that signs.
 #[derive(Debug, clap::Args)]
@@ -37,17 +37,18 @@ impl Signer {
         &self,
         console: &mut Console<'_>,
     ) -> Result<(Authority, Option<Zeroizing<String>>), Failure> {
-        let certificate = self.ca_crt.text(console)?;
+        let opening = "opening the authority";
+        let certificates = CaCertificate::bundle_from_pem(&self.ca_crt.text(console)?)
+            .map_err(|bad| Failure::authority(opening, &bad.into()))?;
         let key = self.ca_key.secret(console)?;
         let (key, passphrase) = if is_encrypted_key(&key) {
             let passphrase = passphrase::of_key(&self.ca_key, self.passphrase_file.as_ref(), console)?;
             let opened = IdentityKey::from_encrypted_pkcs8_pem(&key, &passphrase).map_err(|bad| self.failure(&bad))?;
-            (opened.to_pkcs8_pem(), Some(passphrase))
+            (opened, Some(passphrase))
         } else {
-            (key, None)
+            (IdentityKey::from_pkcs8_pem(&key).map_err(|bad| self.failure(&bad))?, None)
         };
-        let authority = Authority::from_pem(&certificate, &key)
-            .map_err(|error| Failure::authority("opening the authority", &error))?;
+        let authority = Authority::with_key(certificates, key).map_err(|error| Failure::authority(opening, &error))?;
         Ok((authority, passphrase))
     }
 

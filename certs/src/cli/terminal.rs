@@ -19,7 +19,7 @@ const INTERRUPT: u8 = 3;
 pub struct Person;
 
 impl Keeper for Person {
-    fn from_environment(&self) -> Option<Result<Zeroizing<String>, &'static str>> {
+    fn environment(&self) -> Option<Result<Zeroizing<String>, &'static str>> {
         let value = env::var_os(VARIABLE)?;
         Some(value.into_string().map(Zeroizing::new).map_err(|_| "it is not UTF-8"))
     }

@@ -8,6 +8,7 @@ mod passphrase;
 mod print;
 mod renew;
 mod revoke;
+mod rotate;
 mod sign;
 mod verify;
 
@@ -58,7 +59,12 @@ fn bad_usage_is_told_before_anything_is_done() {
         "print a b",
         "verify",
         "verify --crt x --at noon",
-        "ca --name lab --passphrase-file x",
+        "ca --intermediate",
+        "ca --intermediate --ca-crt x",
+        "ca --name lab --ca-crt x --ca-key y",
+        "ca --name lab --out-passphrase-file x",
+        "rotate --out-crt -",
+        "rotate --out-key -",
         "needs-renewal",
         "needs-renewal x --crt y",
         "needs-renewal x --at-percent 101",
@@ -92,7 +98,7 @@ struct Person {
 }
 
 impl Keeper for Person {
-    fn from_environment(&self) -> Option<Result<Zeroizing<String>, &'static str>> {
+    fn environment(&self) -> Option<Result<Zeroizing<String>, &'static str>> {
         self.environment.map(|value| Ok(Zeroizing::new(value.to_owned())))
     }
 
@@ -122,6 +128,21 @@ impl Desk {
         let (text, outcome) = self.run(arguments, NOW, "");
         outcome.unwrap_or_else(|failure| panic!("{arguments:?}: {failure}"));
         text
+    }
+
+    /// With a root in root.crt and root.key, an intermediate in ca.crt and ca.key, and a node of that.
+    fn with_intermediate() -> Desk {
+        let desk = Desk::new();
+        for line in [
+            "ca --name lab --networks 10.42.0.0/16 --out-crt ./root.crt --out-key ./root.key",
+            "ca --intermediate --ca-crt ./root.crt --ca-key ./root.key",
+            "keygen --out-pub ./worker-1.pub",
+            "request --name worker-1 --out-req ./worker-1.req",
+            "sign --in-req ./worker-1.req --networks 10.42.0.7 --out-crt ./worker-1.crt",
+        ] {
+            desk.line(line, NOW).1.unwrap_or_else(|failure| panic!("{line}: {failure}"));
+        }
+        desk
     }
 
     /// What a whole line says, and how it went.
@@ -157,6 +178,13 @@ impl Desk {
             "request" => &[("--in-key", "./identity.key"), ("--in-wg-key", "./wireguard.key")],
             "sign" => &[("--ca-crt", "./ca.crt"), ("--ca-key", "./ca.key"), ("--out-crt", "./w.crt")],
             "renew" => &[("--ca-crt", "./ca.crt"), ("--ca-key", "./ca.key")],
+            "rotate" => &[
+                ("--ca-crt", "./ca.crt"),
+                ("--ca-key", "./ca.key"),
+                ("--out-crt", "./next.crt"),
+                ("--out-key", "./next.key"),
+                ("--out-cross", "./cross.crt"),
+            ],
             "revoke" => &[("--ca-crt", "./ca.crt"), ("--ca-key", "./ca.key"), ("--revocations", "./revocations.bin")],
             "verify" | "list" => &[("--ca-crt", "./ca.crt")],
             _ => &[],
@@ -190,6 +218,11 @@ impl Desk {
 
     fn authority(&self) -> Authority {
         Authority::from_pem(&self.read("./ca.crt"), &self.read("./ca.key")).unwrap()
+    }
+
+    /// Of somebody who knows the root alone.
+    fn root_trust(&self) -> Trust {
+        Trust::new(CaCertificate::from_pem(&self.read("./root.crt")).unwrap())
     }
 
     fn trust(&self) -> Trust {

@@ -406,6 +406,7 @@ impl Mesh {
         let connection = tokio::spawn(connection);
         let request = Request::builder().uri(path).header("host", "x").header("authorization", self.admin_key());
         let response = sender.send_request(request.body(Full::new(Bytes::new())).unwrap()).await.unwrap();
+        assert!(response.headers().contains_key("date"), "members see by it whose clock is off");
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
         connection.abort();
         String::from_utf8_lossy(&bytes).into_owned()

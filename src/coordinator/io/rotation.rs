@@ -19,6 +19,7 @@ use crate::{
     api::authority::Brought,
     clock,
     coordinator::{
+        audit::Origin,
         care,
         rotation::{CannotRotate, Fleet, Stage, Step},
     },
@@ -27,6 +28,8 @@ use crate::{
 
 /// Between two looks at the fleet: heartbeats of many members make one.
 const LOOK_AT_MOST_EVERY: Duration = Duration::from_millis(200);
+/// After a step that could not be taken.
+const RETRY_AFTER: Duration = Duration::from_secs(10);
 /// With nothing heard. Members that fall silent are seen when they do.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// What needs care is said in the log so often.
@@ -55,8 +58,10 @@ pub async fn keep(shared: Arc<Shared>, stop: CancellationToken) -> anyhow::Resul
     let mut lists = shared.ruling.list_changes();
     let mut complain_at = clock::now();
     loop {
+        let mut pause = LOOK_AT_MOST_EVERY;
         if let Err(error) = advance(&shared).await {
             tracing::warn!("the rotation of the authority does not go on, trying again: {error}");
+            pause = RETRY_AFTER;
         }
         if clock::now() >= complain_at {
             complain_at = clock::now() + COMPLAIN_EVERY;
@@ -73,13 +78,13 @@ pub async fn keep(shared: Arc<Shared>, stop: CancellationToken) -> anyhow::Resul
         }
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(LOOK_AT_MOST_EVERY) => {}
+            () = tokio::time::sleep(pause) => {}
         }
     }
 }
 
 /// Announces another authority: the one that was brought, or one that is made here.
-pub async fn begin(shared: Arc<Shared>, brought: Option<Brought>) -> Result<(), NotBegun> {
+pub async fn begin(shared: Arc<Shared>, brought: Option<Brought>, origin: Origin) -> Result<(), NotBegun> {
     let now = clock::unix();
     let in_force = shared.ruling.in_force();
     in_force.authorities.check_idle()?;
@@ -94,20 +99,20 @@ pub async fn begin(shared: Arc<Shared>, brought: Option<Brought>) -> Result<(), 
     let (certificate, above) = (authority.certificate().clone(), authority.above().to_vec());
     let fingerprint = certificate.fingerprint();
     shared.ruling.add_key(authority);
-    let published = shared.publish(&Change::Begin { certificate, above, cross }, now).await?;
+    let published = shared.publish(&Change::Begin { certificate, above, cross }, &origin, now).await?;
     tracing::info!(to = %fingerprint, number = published.number, "rotation of the authority begun");
     Ok(())
 }
 
 /// Takes one step at an operator's word. Says whom it cut off.
-pub async fn step(shared: Arc<Shared>, step: Step) -> Result<Vec<NodeName>, StoreError> {
+pub async fn step(shared: Arc<Shared>, step: Step, origin: Origin) -> Result<Vec<NodeName>, StoreError> {
     let now = clock::unix();
     let fleet = fleet(&shared, now);
     let authorities = shared.ruling.in_force();
     let stage = authorities.authorities.stage();
     let depend = fleet.living.iter().filter(|member| step == Step::Retire && stage.waits_for(member));
     let cut_off: Vec<_> = depend.map(|member| member.name.clone()).collect();
-    take(&shared, step, now).await?;
+    take(&shared, step, &origin, now).await?;
     if !cut_off.is_empty() {
         tracing::warn!(members = ?cut_off, "an authority was retired although members depend on it");
     }
@@ -127,12 +132,12 @@ async fn advance(shared: &Shared) -> Result<(), StoreError> {
             return Ok(());
         }
         let Some(step) = in_force.authorities.next_step(&fleet(shared, now)) else { return Ok(()) };
-        take(shared, step, now).await?;
+        take(shared, step, &Origin::coordinator(), now).await?;
     }
 }
 
-async fn take(shared: &Shared, step: Step, now: UnixTime) -> Result<(), StoreError> {
-    let published = shared.publish(&Change::Step(step), now).await?;
+async fn take(shared: &Shared, step: Step, origin: &Origin, now: UnixTime) -> Result<(), StoreError> {
+    let published = shared.publish(&Change::Step(step), origin, now).await?;
     shared.fleet_changed();
     let (issuing, number) = (published.authorities.issuing().fingerprint(), published.number);
     match step {

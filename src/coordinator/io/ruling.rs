@@ -13,7 +13,7 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use wiremesh_certs::{
-    Authority, CaCertificate, Fingerprint, Policy, Refused, SignedRevocations, Trust, UnixTime,
+    Authority, CaCertificate, Fingerprint, Refused, SignedRevocations, Trust, UnixTime,
 };
 
 use super::{
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     clock,
-    coordinator::{Config, list, rotation::Authorities},
+    coordinator::{audit::Origin, list, rotation::Authorities},
 };
 
 /// What is in force at one moment.
@@ -111,24 +111,24 @@ impl Shared {
     }
 
     /// Makes a change, and the list that says so.
-    pub async fn publish(&self, change: &Change, now: UnixTime) -> Result<Published, StoreError> {
+    pub async fn publish(&self, change: &Change, origin: &Origin, now: UnixTime) -> Result<Published, StoreError> {
         let _one_at_a_time = self.ruling.publishing.lock().await;
-        let published = self.store.publish(change, now, |facts| self.next_list(facts, now)).await?;
+        let published = self.store.publish(change, origin, now, |facts| self.next_list(facts, now)).await?;
         self.put_in_force(&published, now)?;
         Ok(published)
     }
 
     /// Revokes, and publishes the list that says so.
-    pub async fn revoke(&self, target: &Target, now: UnixTime) -> Result<Revocation, StoreError> {
+    pub async fn revoke(&self, target: &Target, origin: &Origin, now: UnixTime) -> Result<Revocation, StoreError> {
         let _one_at_a_time = self.ruling.publishing.lock().await;
-        let revoked = self.store.revoke(target, now, |facts| self.next_list(facts, now)).await?;
+        let revoked = self.store.revoke(target, origin, now, |facts| self.next_list(facts, now)).await?;
         self.put_in_force(&revoked.published, now)?;
         Ok(revoked)
     }
 
     /// The list that should be in force, signed by whoever issues; `None`: it is. What members would refuse is not made.
     fn next_list(&self, facts: &list::Facts, now: UnixTime) -> Result<Option<SignedRevocations>, StoreError> {
-        let list = list::compose(facts, &policy(&self.config), now);
+        let list = list::compose(facts, &self.config.policy, now);
         let trust = self.trust.current();
         if list.number == trust.revocation_number() + 1 && list::say_the_same(&list, trust.revocations()) {
             return Ok(None);
@@ -150,11 +150,6 @@ impl Shared {
     }
 }
 
-/// Who may offer and call what, as the operator wrote it down.
-fn policy(_config: &Config) -> Policy {
-    Policy::default()
-}
-
 /// Does it to its end, also if whoever asked for it has left: what is in the database and not in force would be neither
 /// done nor repeatable.
 #[expect(clippy::disallowed_methods, reason = "it ends by itself, and its end is awaited by whoever still wants it")]
@@ -166,5 +161,5 @@ pub async fn to_its_end<T: Send + 'static>(
 
 /// At start, and whenever time may have changed what the list should say.
 pub async fn refresh(shared: &Shared) -> Result<(), StoreError> {
-    shared.publish(&Change::Nothing, clock::unix()).await.map(drop)
+    shared.publish(&Change::Nothing, &Origin::coordinator(), clock::unix()).await.map(drop)
 }

@@ -1,6 +1,9 @@
 //! What every request handler and background task of the coordinator works with.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    net::IpAddr,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use rand::{RngCore, SeedableRng, rngs::StdRng};
 use sha2::{Digest, Sha256};
@@ -23,6 +26,8 @@ use crate::{
 
 /// Members that wait for the next list at once: as many as there can be connections. Beyond, they are answered at once.
 const MAX_LIST_WAITERS: usize = super::serve::MAX_CONNECTIONS;
+/// Who may wait at once for a row of the audit: half of the connections that the operator's socket takes.
+const MAX_WATCHERS: usize = 8;
 
 /// One coordinator.
 pub struct Shared {
@@ -44,6 +49,8 @@ pub struct Shared {
     pub fleet: watch::Sender<u64>,
     /// Since when it hears members.
     pub started_at: UnixTime,
+    /// Room for those who wait for a row of the audit.
+    pub watchers: Semaphore,
     /// Cancelled when the coordinator stops: whoever waits for something to happen is answered.
     pub stopping: CancellationToken,
     admin_key_hash: [u8; 32],
@@ -68,7 +75,8 @@ impl Shared {
             admin_key_hash: Sha256::digest(admin_key.trim().as_bytes()).into(),
             registry: Mutex::new(Registry::new(config.heartbeat_interval)),
             proofs: Mutex::new(ProofChecker::new(crate::api::audience(trust.mesh()), clock::unix())),
-            limiter: Mutex::new(Limiter::new()),
+            limiter: Mutex::new(Limiter::new(clock::now())),
+            watchers: Semaphore::new(MAX_WATCHERS),
             list_waiters: Semaphore::new(MAX_LIST_WAITERS),
             fleet: watch::Sender::new(0),
             started_at: clock::unix(),
@@ -134,8 +142,8 @@ impl Shared {
     }
 
     /// Takes a verified member that the registry does not know into it, if nothing it holds is another's.
-    pub async fn adopt(&self, by: &Verified, now: UnixTime) -> Result<(), StoreError> {
-        let member = self.store.adopt(by, now).await?;
+    pub async fn adopt(&self, by: &Verified, from: IpAddr, now: UnixTime) -> Result<(), StoreError> {
+        let member = self.store.adopt(by, from, now).await?;
         tracing::info!(name = %member.name, identity = %member.identity, "member taken into the registry");
         self.registry().admit(member);
         Ok(())

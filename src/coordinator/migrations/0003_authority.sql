@@ -14,6 +14,3 @@ CREATE TABLE crosses (
     place           INTEGER NOT NULL PRIMARY KEY,
     certificate     TEXT    NOT NULL                    -- PEM
 ) STRICT;
-
--- The root that a token pins; NULL: made before this was noted, when there was only one.
-ALTER TABLE tokens ADD COLUMN pins BLOB;

@@ -172,6 +172,7 @@ fn an_intermediate_is_replaced_below_its_root_which_stays() {
     assert_eq!(announced.believed(), certificates(&[&old, &root, &new]));
     let replacing = step(&announced, Step::Issue);
     assert_eq!(replacing.believed(), certificates(&[&new, &root, &old]));
+    assert_eq!(replacing.revoked_by(Step::Retire), Some(old.certificate()), "else its root would still vouch for it");
     let retired = step(&replacing, Step::Retire);
     assert_eq!(retired.believed(), certificates(&[&new, &root]));
     assert_eq!((retired.former(), retired.roots()), (certificates(&[&old]), certificates(&[&root])));

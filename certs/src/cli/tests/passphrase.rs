@@ -105,6 +105,31 @@ fn a_passphrase_file_whose_first_line_is_none_is_refused() {
     assert!(failure.to_string().contains("hint: the first line of the file"), "{failure}");
 }
 
+#[test]
+fn the_passphrase_of_a_root_is_never_that_of_its_intermediate_by_itself() {
+    let desk = with_encrypted_key();
+    fs::write(desk.path("./other"), "another passphrase\n").unwrap();
+    let make = "ca --intermediate --ca-crt ./ca.crt --ca-key ./ca.key --encrypt --out-crt ./i.crt --out-key ./i.key";
+    desk.person.borrow_mut().environment = Some(PASSPHRASE);
+
+    let nobody = desk.fails(make, NOW);
+    desk.line(&format!("{make} --out-passphrase-file ./other"), NOW).1.unwrap();
+
+    assert!(nobody.to_string().contains("hint: name a file that holds it: --out-passphrase-file"), "{nobody}");
+    assert!(IdentityKey::from_encrypted_pkcs8_pem(&desk.read("./i.key"), "another passphrase").is_ok());
+    assert!(!is_encrypted_key(&desk.json("print ./i.key", NOW).to_string()));
+}
+
+#[test]
+fn the_successor_of_an_encrypted_key_is_encrypted_too() {
+    let desk = with_encrypted_key();
+
+    let said = desk.json("rotate --passphrase-file ./passphrase", NOW);
+
+    assert_eq!(said["key_encrypted"], true);
+    assert!(IdentityKey::from_encrypted_pkcs8_pem(&desk.read("./next.key"), PASSPHRASE).is_ok());
+}
+
 /// With an authority whose key is encrypted, and a node's request.
 fn with_encrypted_key() -> Desk {
     let desk = Desk::new();

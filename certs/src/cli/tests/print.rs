@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::{
-    Fingerprint, JoinToken, Load, MeshName, NodeRecord, RECORD_LIFE, RevocationList, ServiceName, Signed, proof_header,
+    Fingerprint, GroupName, JoinToken, Load, MeshName, NodeRecord, Policy, RECORD_LIFE, RevocationList, Rule,
+    ServiceName, Signed, proof_header,
 };
 
 #[test]
@@ -53,6 +54,48 @@ fn print_knows_every_kind_by_its_contents() {
     fs::write(desk.path("./thing"), record.as_bytes()).unwrap();
     let text = desk.ok(&["print", "./thing"]);
     assert!(text.contains("that of the certificate below") && text.contains("worker-1"), "{text}");
+}
+
+#[test]
+fn print_tells_authorities_apart_and_shows_all_that_a_list_rules() {
+    let desk = Desk::with_intermediate();
+    desk.line("rotate --ca-crt ./root.crt --ca-key ./root.key", NOW).1.unwrap();
+    let kinds = |file: &str| {
+        let said = desk.json(&format!("print {file}"), NOW);
+        let parts = said["certificates"].as_array().cloned().unwrap_or_default();
+        let parts: Vec<String> = parts.iter().map(|part| part["kind"].as_str().unwrap().to_owned()).collect();
+        (said["kind"].as_str().unwrap().to_owned(), parts.join(" "))
+    };
+    let owned = |kind: &str, parts: &str| (kind.to_owned(), parts.to_owned());
+
+    assert_eq!(kinds("./root.crt"), owned("ca", ""));
+    assert_eq!(kinds("./cross.crt"), owned("cross", ""));
+    assert_eq!(kinds("./ca.crt"), owned("bundle", "intermediate ca"));
+    assert_eq!(kinds("./worker-1.crt"), owned("chain", "node intermediate"));
+
+    let group = |name: &str| GroupName::new(name).unwrap();
+    let rule = Rule { offer: Some([group("gpu")].into()), call: None };
+    let otherwise = Rule { offer: None, call: Some([].into()) };
+    let policy = Policy { otherwise, services: [(ServiceName::new("llm").unwrap(), rule)].into() };
+    let authorities = vec![desk.authority().certificate().der().to_vec()];
+    let list = RevocationList { number: 3, policy, authorities, ..RevocationList::default() };
+    fs::write(desk.path("./list"), desk.authority().sign_revocations(&list).unwrap().as_bytes()).unwrap();
+    let said = desk.json("print ./list", NOW);
+    assert_eq!(said["policy"]["services"]["llm"], serde_json::json!({"offer": ["gpu"], "call": null}));
+    assert_eq!(said["policy"]["otherwise"], serde_json::json!({"offer": null, "call": []}));
+    assert_eq!(said["authorities"][0]["kind"], "intermediate");
+    let text = desk.line("print ./list", NOW).0;
+    assert!(
+        text.contains("llm: offered by gpu, called by everybody; all else: offered by everybody, called by nobody"),
+        "{text}"
+    );
+    let open = desk.authority().sign_revocations(&RevocationList { number: 4, ..RevocationList::default() }).unwrap();
+    fs::write(desk.path("./list"), open.as_bytes()).unwrap();
+    let said = desk.json("print ./list", NOW);
+    assert_eq!(
+        (&said["policy"], &said["authorities"], &said["crosses"]),
+        (&Value::Null, &Value::Array(vec![]), &Value::Array(vec![]))
+    );
 }
 
 #[test]

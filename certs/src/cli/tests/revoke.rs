@@ -1,7 +1,7 @@
 //! `revoke`: a list that only grows, and only by its authority's hand.
 
 use super::*;
-use crate::{RevocationList, SignedRevocations};
+use crate::{Policy, RevocationList, Rule, SignedRevocations};
 
 const SERIAL: &str = "4f0c6a7e1d9b42358a6f0b1c2d3e4f50";
 
@@ -78,6 +78,46 @@ fn a_list_in_base64_is_read_too() {
     let said = desk.json("revoke --crt ./worker-1.crt", NOW);
 
     assert_eq!((&said["number"], &said["serials"]), (&8.into(), &serde_json::json!([SERIAL])));
+}
+
+#[test]
+fn everything_else_that_the_list_rules_stays() {
+    let desk = Desk::with_intermediate();
+    let rule = Rule { offer: Some(["gpu".parse().unwrap()].into()), call: None };
+    let authorities = [desk.authority().certificate(), desk.authority().root()].map(|ca| ca.der().to_vec());
+    let before = RevocationList {
+        number: 7,
+        policy: Policy { otherwise: rule, ..Policy::default() },
+        authorities: authorities.into(),
+        ..RevocationList::default()
+    };
+    fs::write(desk.path("./revocations.bin"), desk.authority().sign_revocations(&before).unwrap().as_bytes()).unwrap();
+
+    desk.line("revoke --crt ./worker-1.crt", NOW).1.unwrap();
+
+    let signed = SignedRevocations::from_bytes(&fs::read(desk.path("./revocations.bin")).unwrap()).unwrap();
+    let mut trust = desk.root_trust();
+    assert_eq!(trust.apply_revocations(&signed, NOW), Ok(true));
+    let identities = trust.revocations().identities.clone();
+    assert_eq!(*trust.revocations(), RevocationList { number: 8, identities, ..before });
+    assert_eq!(trust.revocations().identities.len(), 1);
+}
+
+#[test]
+fn a_root_takes_back_an_intermediate_and_all_that_it_signed() {
+    let desk = Desk::with_intermediate();
+    desk.line(&format!("revoke --serial {SERIAL}"), NOW).1.unwrap();
+    let verify = "verify --crt ./worker-1.crt --ca-crt ./root.crt --revocations ./revocations.bin";
+    desk.line(verify, NOW).1.unwrap();
+
+    let said = desk.json("revoke --crt ./ca.crt --ca-crt ./root.crt --ca-key ./root.key", NOW);
+
+    assert_eq!(said["number"], 2, "it goes on from the list of the intermediate");
+    assert!(desk.fails(verify, NOW).to_string().contains("is revoked"));
+    let rows = desk.json("list ./worker-1.crt ./ca.crt --ca-crt ./root.crt --revocations ./revocations.bin", NOW);
+    let statuses: Vec<&str> =
+        rows["certificates"].as_array().unwrap().iter().map(|row| row["status"].as_str().unwrap()).collect();
+    assert_eq!(statuses, ["revoked", "revoked", "valid"], "node, intermediate, root");
 }
 
 #[test]

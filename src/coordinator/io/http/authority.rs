@@ -3,13 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::{FromRequestParts, Query},
     http::{StatusCode, header, request::Parts},
 };
 use wiremesh_certs::{Refused, Renewable, Trust, UnixTime};
 
-use super::{Body, Caller, Problem, State};
+use super::{Body, Caller, Operator, Problem, Source, State};
 use crate::{
     api::{
         RevocationsResponse, SendRevocations,
@@ -19,6 +19,7 @@ use crate::{
     },
     clock,
     coordinator::{
+        audit::Origin,
         care,
         io::{
             fleet,
@@ -117,13 +118,19 @@ fn list(shared: &Shared, after: u64) -> RevocationsResponse {
 /// authority of ours signed it.
 pub async fn take_over(
     axum::extract::State(shared): State,
+    Extension(Source(source)): Extension<Source>,
     caller: Caller,
     Body(body): Body<SendRevocations>,
 ) -> Result<Json<RevocationsResponse>, Problem> {
     let by = caller.member()?;
     let now = clock::unix();
     let mut trust = Trust::clone(&shared.trust.current());
-    if trust.apply_revocations(&body.revocations, now)? {
+    let is_news = match trust.apply_revocations(&body.revocations, now) {
+        // Another member was faster.
+        Err(Refused::OlderRevocations { .. }) => false,
+        applied => applied?,
+    };
+    if is_news {
         let list = trust.revocations().clone();
         let ours = shared.ruling.in_force().authorities.issuing().certificate.der().to_vec();
         if !list.authorities.is_empty() && list.authorities.first() != Some(&ours) {
@@ -145,7 +152,7 @@ pub async fn take_over(
             let shared = shared.clone();
             async move {
                 let change = Change::TakeOver { list, until };
-                let published = shared.publish(&change, now).await;
+                let published = shared.publish(&change, &Origin::member(&by, source), now).await;
                 forget_revoked(&shared);
                 published
             }
@@ -187,19 +194,20 @@ pub async fn rotation(axum::extract::State(shared): State, Query(query): Query<F
 /// `POST /rotation`
 pub async fn rotate(
     axum::extract::State(shared): State,
+    Extension(operator): Extension<Operator>,
     Body(body): Body<Rotate>,
 ) -> Result<Json<Rotation>, Problem> {
     let mut cut_off = Vec::new();
-    let doing = shared.clone();
+    let (doing, origin) = (shared.clone(), operator.origin());
     match body {
         Rotate::Begin { brought } => {
-            ruling::to_its_end(rotation::begin(doing, brought)).await.map_err(internal)??;
+            ruling::to_its_end(rotation::begin(doing, brought, origin)).await.map_err(internal)??;
         }
         Rotate::Cancel => {
-            ruling::to_its_end(rotation::step(doing, Step::Withdraw)).await.map_err(internal)??;
+            ruling::to_its_end(rotation::step(doing, Step::Withdraw, origin)).await.map_err(internal)??;
         }
         Rotate::Force => {
-            cut_off = ruling::to_its_end(rotation::step(doing, Step::Retire)).await.map_err(internal)??;
+            cut_off = ruling::to_its_end(rotation::step(doing, Step::Retire, origin)).await.map_err(internal)??;
         }
     }
     shared.fleet_changed();

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use sqlx::{Row, Sqlite, Transaction, sqlite::SqliteRow};
 use wiremesh_certs::{Authority, CaCertificate, NodeId, RevocationList, Serial, SignedRevocations, UnixTime};
 
-use super::{Store, StoreError, fact, integer, node_id, set_fact, unsigned};
+use super::{Store, StoreError, audit, fact, integer, node_id, set_fact, unsigned};
 use crate::coordinator::{
+    audit::{Event, Kind, Origin},
     list::Facts,
     rotation::{Authorities, Known, MAX_FORMER, Standing, Step},
 };
@@ -36,6 +37,27 @@ pub enum Change {
     },
 }
 
+impl Change {
+    /// What is told of it.
+    fn event(&self, origin: &Origin, published: &Published) -> Option<Event> {
+        let kind = match self {
+            Change::Nothing => return None,
+            Change::Begin { .. } => Kind::RotationStarted,
+            Change::Step(Step::Issue) => Kind::RotationIssuing,
+            Change::Step(Step::Retire) => Kind::RotationRetired,
+            Change::Step(Step::Withdraw) => Kind::RotationCancelled,
+            Change::TakeOver { .. } => Kind::ListTakenOver,
+        };
+        let event = Event::new(kind, origin).with("number", published.number);
+        let event = event.with("issuing", published.authorities.issuing().fingerprint());
+        Some(match self {
+            Change::Begin { certificate, .. } => event.with("next", certificate.fingerprint()),
+            Change::TakeOver { list, .. } => event.with("given", list.number),
+            Change::Nothing | Change::Step(_) => event,
+        })
+    }
+}
+
 /// The list in force after a change.
 #[derive(Clone, Debug)]
 pub struct Published {
@@ -56,7 +78,13 @@ impl<F: FnOnce(&Facts) -> Result<Option<SignedRevocations>, StoreError> + Send> 
 
 impl Store {
     /// Changes what there is to change and publishes the list that says so, or does neither.
-    pub async fn publish(&self, change: &Change, now: UnixTime, make: impl Make) -> Result<Published, StoreError> {
+    pub async fn publish(
+        &self,
+        change: &Change,
+        origin: &Origin,
+        now: UnixTime,
+        make: impl Make,
+    ) -> Result<Published, StoreError> {
         let mut tx = self.begin().await?;
         let number = last_number(&mut tx).await? + 1;
         match change {
@@ -71,13 +99,16 @@ impl Store {
             Change::Step(step) => {
                 let before = authorities(&mut tx).await?;
                 write_authorities(&mut tx, &before.after(*step, now)?).await?;
-                if let Some(withdrawn) = before.revoked_by(*step) {
-                    disown(&mut tx, withdrawn, now).await?;
+                if let Some(disowned) = before.revoked_by(*step) {
+                    disown(&mut tx, disowned, now).await?;
                 }
             }
             Change::TakeOver { list, until } => take_over(&mut tx, list, *until, now).await?,
         }
         let published = next_list(&mut tx, now, make).await?;
+        if let Some(event) = change.event(origin, &published) {
+            audit::write(&mut tx, &event, now).await?;
+        }
         tx.commit().await?;
         Ok(published)
     }
@@ -233,19 +264,19 @@ async fn write_cross(tx: &mut Transaction<'_, Sqlite>, cross: &CaCertificate) ->
     Ok(())
 }
 
-/// What was announced cannot be taken back: whoever has seen what leads to it would go on to believe it.
+/// Revokes an authority's key, and forgets what leads to it.
 async fn disown(
     tx: &mut Transaction<'_, Sqlite>,
-    withdrawn: &CaCertificate,
+    disowned: &CaCertificate,
     now: UnixTime,
 ) -> Result<(), StoreError> {
-    for cross in crosses(tx).await?.iter().filter(|cross| cross.key() == withdrawn.key()) {
+    for cross in crosses(tx).await?.iter().filter(|cross| cross.key() == disowned.key()) {
         sqlx::query("DELETE FROM crosses WHERE certificate = ?").bind(cross.pem()).execute(&mut **tx).await?;
     }
     sqlx::query("INSERT INTO revocations (kind, value, revoked_at, ends_at) VALUES ('identity', ?, ?, ?)")
-        .bind(withdrawn.key().0.as_slice())
+        .bind(disowned.key().0.as_slice())
         .bind(integer(now.0))
-        .bind(integer(withdrawn.not_after().0))
+        .bind(integer(disowned.not_after().0))
         .execute(&mut **tx)
         .await?;
     Ok(())

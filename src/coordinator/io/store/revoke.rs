@@ -4,10 +4,11 @@ use sqlx::{Row, Sqlite, Transaction};
 use wiremesh_certs::{NodeId, NodeName, Serial, UnixTime};
 
 use super::{
-    Store, StoreError, integer,
+    Store, StoreError, audit, integer,
     list::{self, Make, Published},
     node_id, parsed,
 };
+use crate::coordinator::audit::{Event, Kind, Origin};
 
 /// What is to be revoked.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -35,6 +36,7 @@ impl Store {
     pub async fn revoke(
         &self,
         target: &Target,
+        origin: &Origin,
         now: UnixTime,
         make: impl Make,
     ) -> Result<Revocation, StoreError> {
@@ -58,6 +60,7 @@ impl Store {
             .bind(identity.0.as_slice())
             .fetch_optional(&mut *tx)
             .await?;
+        let name: Option<NodeName> = name.map(|name| parsed(name, "name")).transpose()?;
         if serial.is_none() {
             sqlx::query("UPDATE members SET revoked_at = COALESCE(revoked_at, ?), record = NULL WHERE identity = ?")
                 .bind(integer(now.0))
@@ -66,8 +69,11 @@ impl Store {
                 .await?;
         }
         let published = list::next_list(&mut tx, now, make).await?;
+        let event = Event { name: name.clone(), identity: Some(identity), ..Event::new(Kind::Revoked, origin) }
+            .with("number", published.number)
+            .with_if("serial", serial.map(|(serial, _)| serial));
+        audit::write(&mut tx, &event, now).await?;
         tx.commit().await?;
-        let name = name.map(|name| parsed(name, "name")).transpose()?;
         Ok(Revocation { identity, name, published })
     }
 }

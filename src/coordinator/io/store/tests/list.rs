@@ -32,9 +32,9 @@ async fn a_list_is_published_when_it_says_something_new_and_not_otherwise() {
     let keys = [&fixture.authority];
     let mut trust = Trust::new(fixture.authority.certificate().clone());
 
-    let first = fixture.store.publish(&Change::Nothing, NOW, signed_by(&keys, trust.revocations())).await.unwrap();
+    let first = fixture.store.publish(&Change::Nothing, &Origin::operator(UID), NOW, signed_by(&keys, trust.revocations())).await.unwrap();
     assert_eq!(trust.apply_revocations(&first.signed.unwrap(), NOW), Ok(true));
-    let again = fixture.store.publish(&Change::Nothing, NOW, signed_by(&keys, trust.revocations())).await.unwrap();
+    let again = fixture.store.publish(&Change::Nothing, &Origin::operator(UID), NOW, signed_by(&keys, trust.revocations())).await.unwrap();
 
     assert_eq!((first.number, again.number), (1, 1));
     assert!(again.signed.is_none());
@@ -59,7 +59,7 @@ async fn a_rotation_is_found_as_it_was_left_after_every_step() {
 
     for (number, (change, next)) in (1..).zip(changes) {
         let store = Store::open(&path, &old, NOW).await.unwrap();
-        let published = store.publish(&change, NOW, signed_by(&keys, &nothing)).await.unwrap();
+        let published = store.publish(&change, &Origin::operator(UID), NOW, signed_by(&keys, &nothing)).await.unwrap();
         store.close().await;
 
         let store = Store::open(&path, &old, NOW).await.unwrap();
@@ -81,8 +81,8 @@ async fn a_step_whose_list_cannot_be_made_is_not_taken() {
     let fixture = fixture("10.42.0.0/16").await;
     let new = authority("10.42.0.0/16", 2);
 
-    let failed = fixture.store.publish(&begin(&new, None), NOW, |_| Err(StoreError::NoKey(Fingerprint([1; 32])))).await;
-    let early = fixture.store.publish(&Change::Step(Step::Issue), NOW, |_| Ok(None)).await;
+    let failed = fixture.store.publish(&begin(&new, None), &Origin::operator(UID), NOW, |_| Err(StoreError::NoKey(Fingerprint([1; 32])))).await;
+    let early = fixture.store.publish(&Change::Step(Step::Issue), &Origin::operator(UID), NOW, |_| Ok(None)).await;
 
     assert!(matches!(failed, Err(StoreError::NoKey(_))));
     assert!(matches!(early, Err(StoreError::CannotRotate(CannotRotate::NotUnderWay))));
@@ -98,8 +98,8 @@ async fn an_authority_that_is_withdrawn_is_revoked_since_what_led_to_it_is_out()
     let (keys, nothing) = ([old], RevocationList::default());
 
     let announced = begin(&new, Some(cross));
-    fixture.store.publish(&announced, NOW, signed_by(&keys, &nothing)).await.unwrap();
-    let withdrawn = fixture.store.publish(&Change::Step(Step::Withdraw), NOW, signed_by(&keys, &nothing)).await;
+    fixture.store.publish(&announced, &Origin::operator(UID), NOW, signed_by(&keys, &nothing)).await.unwrap();
+    let withdrawn = fixture.store.publish(&Change::Step(Step::Withdraw), &Origin::operator(UID), NOW, signed_by(&keys, &nothing)).await;
 
     let mut trust = Trust::new(old.certificate().clone());
     let withdrawn = withdrawn.unwrap();
@@ -108,7 +108,7 @@ async fn an_authority_that_is_withdrawn_is_revoked_since_what_led_to_it_is_out()
     assert!(trust.revocations().identities.contains(&new.certificate().key()));
     assert!(withdrawn.crosses.is_empty());
     assert_eq!(withdrawn.authorities.all()[1].standing, Standing::Retired);
-    let again = fixture.store.publish(&announced, NOW, signed_by(&keys, &nothing)).await;
+    let again = fixture.store.publish(&announced, &Origin::operator(UID), NOW, signed_by(&keys, &nothing)).await;
     assert!(matches!(again, Err(StoreError::CannotRotate(CannotRotate::KnownAlready(_)))));
 }
 
@@ -127,7 +127,7 @@ async fn a_newer_list_from_a_member_is_outnumbered_and_its_revocations_are_kept(
     let (keys, nothing) = ([&fixture.authority], RevocationList::default());
 
     let change = Change::TakeOver { list: lost.clone(), until };
-    let published = fixture.store.publish(&change, NOW, signed_by(&keys, &nothing)).await.unwrap();
+    let published = fixture.store.publish(&change, &Origin::operator(UID), NOW, signed_by(&keys, &nothing)).await.unwrap();
 
     let mut trust = Trust::new(fixture.authority.certificate().clone());
     trust.apply_revocations(&published.signed.unwrap(), NOW).unwrap();
@@ -143,33 +143,26 @@ async fn a_revoked_certificate_is_not_renewed_as_long_as_any_could_be() {
     fixture.token(5).await;
     let window = Duration::from_secs(30 * 86_400);
     let request = request(1, "n1");
-    let (authority, rng) = (&fixture.authority, &mut fixture.rng);
-    let enrolled = fixture.store.enrol(&request, &SECRET, NOW, |grant| issue(authority, grant, NOW, rng)).await;
-    let trust = Trust::new(authority.certificate().clone());
-    let by = trust.verify(&enrolled.unwrap().1, NOW).unwrap();
+    let by = fixture.verified(&request).await;
     fixture.revoke(Target::Serial(by.serial())).await.unwrap();
     let by = Renewable::from(by);
 
     for days in [2, 29, 30] {
         let later = NOW.plus(Duration::from_secs(days * 86_400));
         fixture.store.tidy(window, later).await.unwrap();
-        let renewed = fixture.store.renew(&by, Newcomers::Refused, later, |_| Err(IssueError::TooShort)).await;
+        let renewed = fixture.store.renew(&by, Newcomers::Refused, HERE, later, |_| Err(IssueError::TooShort)).await;
         assert_eq!(refusal(renewed), "certificate_revoked", "{days} days later");
     }
 }
 
 #[tokio::test]
 async fn who_is_not_known_here_is_not_taken_in_by_a_certificate_that_is_good_for_renewals_only() {
-    let mut fixture = fixture("10.42.0.0/16").await;
-    fixture.token(5).await;
-    let elsewhere = self::fixture("10.42.0.0/16").await;
+    let fixture = fixture("10.42.0.0/16").await;
+    let mut elsewhere = self::fixture("10.42.0.0/16").await;
     elsewhere.token(5).await;
-    let request = request(1, "n1");
-    let (authority, rng) = (&fixture.authority, &mut fixture.rng);
-    let issued = elsewhere.store.enrol(&request, &SECRET, NOW, |grant| issue(authority, grant, NOW, rng)).await;
-    let by = Trust::new(authority.certificate().clone()).verify(&issued.unwrap().1, NOW).unwrap().into();
+    let by = Renewable::from(elsewhere.verified(&request(1, "n1")).await);
 
-    let renewed = fixture.store.renew(&by, Newcomers::Refused, NOW, |_| Err(IssueError::TooShort)).await;
+    let renewed = fixture.store.renew(&by, Newcomers::Refused, HERE, NOW, |_| Err(IssueError::TooShort)).await;
 
     assert_eq!(refusal(renewed), "not_a_member");
     assert!(fixture.store.members().await.unwrap().is_empty());
