@@ -155,7 +155,8 @@ impl Steady {
     fn begin(near: &Node, far: &Node, far_ip: IpAddr) -> anyhow::Result<Steady> {
         let listener = far.run(|| TcpListener::bind((far_ip, 0)))??;
         let to = listener.local_addr()?;
-        let mut to_far = near.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(15)))?.context("connecting")?;
+        let mut to_far =
+            near.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(15)))?.context("connecting")?;
         let (mut from_near, _) = listener.accept()?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = stop.clone();

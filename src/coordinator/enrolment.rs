@@ -19,7 +19,8 @@ use std::{
 
 use ipnet::IpNet;
 use wiremesh_certs::{
-    COORDINATOR_NAME, CertificateRequest, GroupName, NodeId, NodeName, OverlayIp, Serial, ServiceName, UnixTime, WgPublicKey,
+    COORDINATOR_NAME, CertificateRequest, GroupName, NodeId, NodeName, OverlayIp, Serial, ServiceName, UnixTime,
+    WgPublicKey,
 };
 
 /// The first address goes to nobody, the second belongs to the coordinator.
@@ -285,7 +286,9 @@ impl Refusal {
             Refusal::WireGuardKeyTaken(_) => "do not copy state directories: each machine makes its own keys",
             Refusal::AddressTaken(_) => "sign its certificate with a free address",
             Refusal::OtherName(_) => "keep that name, or join with an empty state directory",
-            Refusal::CertificateRevoked(_) | Refusal::NotAMember(_) => "join again with a new token: wiremesh token create",
+            Refusal::CertificateRevoked(_) | Refusal::NotAMember(_) => {
+                "join again with a new token: wiremesh token create"
+            }
             Refusal::IdentityRevoked => "join with an empty state directory and a new token",
             Refusal::NetworkFull(_) => "revoke members that are gone: wiremesh cert revoke NAME",
         }

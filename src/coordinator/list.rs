@@ -8,9 +8,7 @@
 
 use std::collections::BTreeSet;
 
-use wiremesh_certs::{
-    CaCertificate, MAX_CROSSES, MAX_TLS_CHAIN, NodeId, Policy, RevocationList, Serial, UnixTime,
-};
+use wiremesh_certs::{CaCertificate, MAX_CROSSES, MAX_TLS_CHAIN, NodeId, Policy, RevocationList, Serial, UnixTime};
 
 use super::rotation::Authorities;
 
@@ -49,12 +47,7 @@ pub fn say_the_same(one: &RevocationList, other: &RevocationList) -> bool {
 
 /// What the coordinator shows in TLS above `chain`, which is its own certificate and that one's issuers: all that leads to
 /// any authority that the mesh has or had, so that it is known also by those who have been away.
-pub fn shown(
-    chain: Vec<Vec<u8>>,
-    authorities: &Authorities,
-    crosses: &[CaCertificate],
-    now: UnixTime,
-) -> Vec<Vec<u8>> {
+pub fn shown(chain: Vec<Vec<u8>>, authorities: &Authorities, crosses: &[CaCertificate], now: UnixTime) -> Vec<Vec<u8>> {
     let mut shown = chain;
     let crosses = living(crosses, now);
     let others = authorities.believed().into_iter().chain(crosses).chain(authorities.roots());

@@ -22,13 +22,7 @@ th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #ddd;vertical-
 @media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}th,td{border-color:#333}}";
 
 /// Renders the page as of `now`.
-pub fn render(
-    config: &Config,
-    registry: &Registry,
-    authorities: &Authorities,
-    care: &[Care],
-    now: UnixTime,
-) -> String {
+pub fn render(config: &Config, registry: &Registry, authorities: &Authorities, care: &[Care], now: UnixTime) -> String {
     let counts = registry.counts(now);
     let mut page = String::with_capacity(16 * 1024);
     let mesh = escaped(config.mesh.as_str());

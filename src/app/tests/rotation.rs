@@ -115,10 +115,10 @@ async fn an_authority_replaces_another_and_nobody_is_lost() {
     let renewed = renew(&alpha).await;
     assert_ne!(renewed, old.fingerprint());
     let idle = mesh.rotation_until("idle").await;
-    assert_eq!((&idle["authorities"][0]["standing"], &idle["authorities"][1]["standing"]), (
-        &json!("retired"),
-        &json!("issuing")
-    ));
+    assert_eq!(
+        (&idle["authorities"][0]["standing"], &idle["authorities"][1]["standing"]),
+        (&json!("retired"), &json!("issuing"))
+    );
     agent.wait_for(|event| matches!(event, Event::RevocationsChanged)).await;
 
     // Who was away has a certificate of the old authority. It is a member no more, and finds back by itself.
@@ -325,10 +325,10 @@ async fn the_operator_sees_whose_certificate_ends_when() {
     assert_eq!((&shown["enforces"], &shown["living"], &fleet["number"]), (&json!(1), &json!(true), &json!(1)));
     assert_eq!(shown["serial"], json!(alpha.verified.serial()));
     assert_eq!(shown["authority"], json!(mesh.ca().fingerprint()));
-    assert_eq!((&of("never-heard")["serial"], &of("never-heard")["living"]), (
-        &json!(never.verified.serial()),
-        &json!(false)
-    ));
+    assert_eq!(
+        (&of("never-heard")["serial"], &of("never-heard")["living"]),
+        (&json!(never.verified.serial()), &json!(false))
+    );
     let ends = alpha.verified.not_after().0;
     for line in [
         format!("wiremesh_coordinator_certificate_ends_first {ends}"),

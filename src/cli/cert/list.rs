@@ -6,7 +6,7 @@ use wiremesh_certs::UnixTime;
 
 use crate::{
     api::authority::{Member, Members},
-    cli::{coordinator::Where, failure::Failure, socket},
+    cli::{coordinator::Where, failure::Failure, socket, table},
     coordinator::care::coarse,
 };
 
@@ -40,15 +40,8 @@ fn write(fleet: &Members, now: UnixTime, out: &mut impl Write) -> std::io::Resul
     for care in &fleet.care {
         writeln!(out, "{}: {}", care.what, care.hint)?;
     }
-    let header = ["NAME", "ADDRESS", "ENDS", "CA", "LIST", "HEARD", "SERIAL"].map(str::to_owned);
-    let rows: Vec<_> = [header].into_iter().chain(fleet.members.iter().map(|member| row(member, fleet, now))).collect();
-    let widths: [usize; 7] =
-        std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
-    for row in &rows {
-        let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        writeln!(out, "{}", cells.join("  ").trim_end())?;
-    }
-    Ok(())
+    let header = ["NAME", "ADDRESS", "ENDS", "CA", "LIST", "HEARD", "SERIAL"];
+    table::write(header, fleet.members.iter().map(|member| row(member, fleet, now)), out)
 }
 
 fn row(member: &Member, fleet: &Members, now: UnixTime) -> [String; 7] {

@@ -2,11 +2,7 @@
 
 use wiremesh_certs::UnixTime;
 
-use super::{
-    http::described,
-    shared::Shared,
-    store::StoreError,
-};
+use super::{http::described, shared::Shared, store::StoreError};
 use crate::{
     api::authority::{Care, Member, Members},
     coordinator::care,

@@ -60,9 +60,8 @@ pub type State = axum::extract::State<Arc<Shared>>;
 /// What is served over TLS.
 pub fn public(shared: Arc<Shared>) -> Router {
     // A list at its bound is longer than anything else that members send.
-    let list = get(authority::revocations)
-        .post(authority::take_over)
-        .layer(DefaultBodyLimit::max(api::MAX_RESPONSE_BYTES));
+    let list =
+        get(authority::revocations).post(authority::take_over).layer(DefaultBodyLimit::max(api::MAX_RESPONSE_BYTES));
     let routes = Router::new()
         .route("/", get(discovery::page))
         .route("/health", get(discovery::health))

@@ -216,11 +216,7 @@ enum Cross {
     Ours,
 }
 
-fn needs_cross(
-    shared: &Shared,
-    authority: &Authority,
-    given: Option<&CaCertificate>,
-) -> Result<Cross, CannotRotate> {
+fn needs_cross(shared: &Shared, authority: &Authority, given: Option<&CaCertificate>) -> Result<Cross, CannotRotate> {
     let in_force = shared.ruling.in_force();
     let believed = in_force.authorities.believed();
     let (ours, theirs) = (in_force.authorities.issuing().root(), authority.root());

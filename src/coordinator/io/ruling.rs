@@ -12,9 +12,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
-use wiremesh_certs::{
-    Authority, CaCertificate, Fingerprint, Refused, SignedRevocations, Trust, UnixTime,
-};
+use wiremesh_certs::{Authority, CaCertificate, Fingerprint, Refused, SignedRevocations, Trust, UnixTime};
 
 use super::{
     shared::Shared,

@@ -8,9 +8,7 @@ use std::{
 use rand::{RngCore, SeedableRng, rngs::StdRng};
 use sha2::{Digest, Sha256};
 use tokio::sync::{Semaphore, watch};
-use wiremesh_certs::{
-    Chain, Claims, IssueError, ProofChecker, Serial, Trust, TrustStore, UnixTime, Verified,
-};
+use wiremesh_certs::{Chain, Claims, IssueError, ProofChecker, Serial, Trust, TrustStore, UnixTime, Verified};
 use zeroize::Zeroizing;
 
 use super::{

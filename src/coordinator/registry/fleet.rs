@@ -74,9 +74,8 @@ impl Registry {
 
     /// When the next member falls silent if it is not heard again.
     pub fn next_silence(&self, now: UnixTime) -> Option<UnixTime> {
-        let silent_at = |presence: &Presence| {
-            presence.last_heartbeat.plus(self.interval * MISSED_INTERVALS).plus(presence.deaf)
-        };
+        let silent_at =
+            |presence: &Presence| presence.last_heartbeat.plus(self.interval * MISSED_INTERVALS).plus(presence.deaf);
         let present = self.present.iter().filter_map(|id| self.healthy(id, now));
         present.map(|(_, presence)| silent_at(presence)).min()
     }

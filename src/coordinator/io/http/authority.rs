@@ -44,8 +44,7 @@ impl FromRequestParts<Arc<Shared>> for Returning {
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         let header = parts.headers.get(header::AUTHORIZATION);
         let header = header.ok_or_else(|| Problem::unauthorized("this needs a member's proof"))?;
-        let header =
-            header.to_str().map_err(|_| Problem::unauthorized("an authorization header that is not text"))?;
+        let header = header.to_str().map_err(|_| Problem::unauthorized("an authorization header that is not text"))?;
         let (trust, former) = (shared.trust.current(), shared.ruling.in_force().authorities.former());
         let (window, now) = (shared.config.renewal_window, clock::unix());
         let checked =
@@ -58,10 +57,8 @@ impl FromRequestParts<Arc<Shared>> for Returning {
 }
 
 fn window_over(not_after: UnixTime, window: Duration) -> Problem {
-    let message = format!(
-        "its certificate ended at {not_after}, and it may be renewed for {} only",
-        care::coarse(window)
-    );
+    let message =
+        format!("its certificate ended at {not_after}, and it may be renewed for {} only", care::coarse(window));
     // Known, and too late: another proof would change nothing.
     Problem::new(StatusCode::FORBIDDEN, "renewal_window_over", message)
         .hint("join again with a new token: wiremesh token create; renewal_window in the coordinator's configuration")

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use sqlx::{Row, Sqlite, Transaction};
 use wiremesh_certs::{
     AllowedServices, CertificateRequest, Chain, GroupName, IssueError, NodeId, NodeName, OverlayIp, Renewable, Serial,
-   , ServiceName, UnixTime, Verified, WgPublicKey, allowed_services,
+    ServiceName, UnixTime, Verified, WgPublicKey, allowed_services,
 };
 
 use super::{
@@ -164,11 +164,10 @@ impl Store {
         issue: impl Issue,
     ) -> Result<(Member, Chain), StoreError> {
         let mut tx = self.begin().await?;
-        let revoked: Option<i64> =
-            sqlx::query_scalar("SELECT 1 FROM revocations WHERE kind = 'serial' AND value = ?")
-                .bind(by.serial().0.as_slice())
-                .fetch_optional(&mut *tx)
-                .await?;
+        let revoked: Option<i64> = sqlx::query_scalar("SELECT 1 FROM revocations WHERE kind = 'serial' AND value = ?")
+            .bind(by.serial().0.as_slice())
+            .fetch_optional(&mut *tx)
+            .await?;
         if revoked.is_some() {
             return Err(Refusal::CertificateRevoked(by.serial()).into());
         }

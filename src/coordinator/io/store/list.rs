@@ -136,9 +136,10 @@ impl Store {
     /// Of each identity the certificate that ends last, with its end.
     pub async fn last_certificates(&self) -> Result<BTreeMap<NodeId, (Serial, UnixTime)>, StoreError> {
         // The other columns of a row with MAX() are those of the row that has it.
-        let rows = sqlx::query("SELECT identity, serial, MAX(not_after) AS ends_at FROM certificates GROUP BY identity")
-            .fetch_all(&self.pool)
-            .await?;
+        let rows =
+            sqlx::query("SELECT identity, serial, MAX(not_after) AS ends_at FROM certificates GROUP BY identity")
+                .fetch_all(&self.pool)
+                .await?;
         let certificate = |row: &SqliteRow| {
             let serial: Vec<u8> = row.try_get("serial")?;
             let serial = Serial(serial.try_into().map_err(|_| StoreError::Corrupt("serial number"))?);
@@ -265,11 +266,7 @@ async fn write_cross(tx: &mut Transaction<'_, Sqlite>, cross: &CaCertificate) ->
 }
 
 /// Revokes an authority's key, and forgets what leads to it.
-async fn disown(
-    tx: &mut Transaction<'_, Sqlite>,
-    disowned: &CaCertificate,
-    now: UnixTime,
-) -> Result<(), StoreError> {
+async fn disown(tx: &mut Transaction<'_, Sqlite>, disowned: &CaCertificate, now: UnixTime) -> Result<(), StoreError> {
     for cross in crosses(tx).await?.iter().filter(|cross| cross.key() == disowned.key()) {
         sqlx::query("DELETE FROM crosses WHERE certificate = ?").bind(cross.pem()).execute(&mut **tx).await?;
     }

@@ -205,7 +205,10 @@ async fn groups_and_services_of_a_token_are_in_the_certificate_and_stay_there() 
 
     let by = fixture.verified(&request(1, "n1")).await;
     let (authority, rng) = (&fixture.authority, &mut fixture.rng);
-    let (_, chain) = fixture.store.renew(&by, HERE, NOW, |grant| issue(authority, grant, NOW, rng)).await.unwrap();
+    let renewing = Renewable::from(by.clone());
+    let renewed =
+        fixture.store.renew(&renewing, Newcomers::Refused, HERE, NOW, |grant| issue(authority, grant, NOW, rng));
+    let (_, chain) = renewed.await.unwrap();
     let renewed = Trust::new(authority.certificate().clone()).verify(&chain, NOW).unwrap();
 
     for verified in [by, renewed] {
@@ -325,7 +328,8 @@ async fn a_member_cannot_fill_the_database_with_renewals() {
 
     let mut renewed = 0;
     let refused = loop {
-        let renewing = fixture.store.renew(&by, Newcomers::Welcome, HERE, NOW, |grant| issue(authority, grant, NOW, rng));
+        let renewing =
+            fixture.store.renew(&by, Newcomers::Welcome, HERE, NOW, |grant| issue(authority, grant, NOW, rng));
         match renewing.await {
             Ok(_) => renewed += 1,
             Err(error) => break error,
@@ -338,7 +342,8 @@ async fn a_member_cannot_fill_the_database_with_renewals() {
     assert!(matches!(again, Err(StoreError::Full(_))), "nor by joining again with its token");
     let (authority, rng) = (&fixture.authority, &mut fixture.rng);
     let later = NOW.plus(Duration::from_secs(86_400));
-    let renewed = fixture.store.renew(&by, Newcomers::Refused, HERE, later, |grant| issue(authority, grant, later, rng));
+    let renewed =
+        fixture.store.renew(&by, Newcomers::Refused, HERE, later, |grant| issue(authority, grant, later, rng));
     assert!(renewed.await.is_ok());
 }
 

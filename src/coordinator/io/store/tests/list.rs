@@ -32,9 +32,17 @@ async fn a_list_is_published_when_it_says_something_new_and_not_otherwise() {
     let keys = [&fixture.authority];
     let mut trust = Trust::new(fixture.authority.certificate().clone());
 
-    let first = fixture.store.publish(&Change::Nothing, &Origin::operator(UID), NOW, signed_by(&keys, trust.revocations())).await.unwrap();
+    let first = fixture
+        .store
+        .publish(&Change::Nothing, &Origin::operator(UID), NOW, signed_by(&keys, trust.revocations()))
+        .await
+        .unwrap();
     assert_eq!(trust.apply_revocations(&first.signed.unwrap(), NOW), Ok(true));
-    let again = fixture.store.publish(&Change::Nothing, &Origin::operator(UID), NOW, signed_by(&keys, trust.revocations())).await.unwrap();
+    let again = fixture
+        .store
+        .publish(&Change::Nothing, &Origin::operator(UID), NOW, signed_by(&keys, trust.revocations()))
+        .await
+        .unwrap();
 
     assert_eq!((first.number, again.number), (1, 1));
     assert!(again.signed.is_none());
@@ -81,7 +89,10 @@ async fn a_step_whose_list_cannot_be_made_is_not_taken() {
     let fixture = fixture("10.42.0.0/16").await;
     let new = authority("10.42.0.0/16", 2);
 
-    let failed = fixture.store.publish(&begin(&new, None), &Origin::operator(UID), NOW, |_| Err(StoreError::NoKey(Fingerprint([1; 32])))).await;
+    let failed = fixture
+        .store
+        .publish(&begin(&new, None), &Origin::operator(UID), NOW, |_| Err(StoreError::NoKey(Fingerprint([1; 32]))))
+        .await;
     let early = fixture.store.publish(&Change::Step(Step::Issue), &Origin::operator(UID), NOW, |_| Ok(None)).await;
 
     assert!(matches!(failed, Err(StoreError::NoKey(_))));
@@ -99,7 +110,10 @@ async fn an_authority_that_is_withdrawn_is_revoked_since_what_led_to_it_is_out()
 
     let announced = begin(&new, Some(cross));
     fixture.store.publish(&announced, &Origin::operator(UID), NOW, signed_by(&keys, &nothing)).await.unwrap();
-    let withdrawn = fixture.store.publish(&Change::Step(Step::Withdraw), &Origin::operator(UID), NOW, signed_by(&keys, &nothing)).await;
+    let withdrawn = fixture
+        .store
+        .publish(&Change::Step(Step::Withdraw), &Origin::operator(UID), NOW, signed_by(&keys, &nothing))
+        .await;
 
     let mut trust = Trust::new(old.certificate().clone());
     let withdrawn = withdrawn.unwrap();
@@ -127,7 +141,8 @@ async fn a_newer_list_from_a_member_is_outnumbered_and_its_revocations_are_kept(
     let (keys, nothing) = ([&fixture.authority], RevocationList::default());
 
     let change = Change::TakeOver { list: lost.clone(), until };
-    let published = fixture.store.publish(&change, &Origin::operator(UID), NOW, signed_by(&keys, &nothing)).await.unwrap();
+    let published =
+        fixture.store.publish(&change, &Origin::operator(UID), NOW, signed_by(&keys, &nothing)).await.unwrap();
 
     let mut trust = Trust::new(fixture.authority.certificate().clone());
     trust.apply_revocations(&published.signed.unwrap(), NOW).unwrap();
