@@ -12,7 +12,7 @@ use crate::{
     api::Seed,
     clock,
     config::Config,
-    directory, membership,
+    directory, membership, router,
     task::{CancellationToken, Tasks},
 };
 
@@ -29,6 +29,7 @@ pub fn start(
     recorder: &Arc<Recorder>,
     directory: &directory::Handle,
     trust: &Arc<TrustStore>,
+    router: router::io::Router,
     renewed: Arc<Notify>,
     tasks: &Tasks,
 ) -> membership::io::Handle {
@@ -36,7 +37,8 @@ pub fn start(
     let (sender, events) = mpsc::channel(membership::io::MAX_EVENTS);
     let sources = sources(config, recorder);
     tasks.spawn("membership", |stop| session.run(sources, sender, stop));
-    let follow = Follow { recorder: recorder.clone(), directory: directory.clone(), trust: trust.clone(), renewed };
+    let (recorder_too, directory_too, trust) = (recorder.clone(), directory.clone(), trust.clone());
+    let follow = Follow { recorder: recorder_too, directory: directory_too, trust, router, renewed };
     tasks.spawn("membership events", |stop| follow.run(events, stop));
     let (directory, handle, dht_port) = (directory.clone(), membership.clone(), config.dht.port);
     tasks.spawn("keep contacts", |stop| keep_contacts(directory, handle, dht_port, stop));
@@ -51,6 +53,7 @@ struct Follow {
     recorder: Arc<Recorder>,
     directory: directory::Handle,
     trust: Arc<TrustStore>,
+    router: router::io::Router,
     renewed: Arc<Notify>,
 }
 
@@ -97,6 +100,9 @@ impl Follow {
                 if let Some(overlay) = &self.recorder.overlay {
                     overlay.trust_changed().await;
                 }
+                self.router.trust_changed();
+                // It says which list we enforce, and offers what we may offer now.
+                self.renewed.notify_one();
             }
             membership::io::Event::Seeds(seeds) => {
                 self.directory.add_contacts(&records_of(&seeds));
