@@ -4,15 +4,19 @@
 //! enroll ──► enrolment (one transaction) ──► members ──┐
 //! register, heartbeat ──► Trust ──► registry ──────────┼──► store, in batches
 //! discover, bootstrap, nodes ◄── registry              │
-//! token, revoke (Unix socket) ─────────────────────────┘
+//! token, join, revoke (Unix socket) ───────────────────┤
+//! audit (Unix socket) ◄── what was done ───────────────┘
 //! ```
 //!
 //! It manages and does not control: with it gone everything goes on but joining, renewing and revoking.
 //!
 //! - [`registry`]: members, records, health, discovery, seeds; a state machine
 //! - [`enrolment`]: who may join; a function
+//! - [`limiter`]: how often joining may fail
+//! - [`audit`]: what was done about who is in the mesh
 //! - [`io`]: HTTPS, the Unix socket, SQLite, the files of the authority
 
+pub mod audit;
 pub mod config;
 pub mod enrolment;
 pub mod io;

@@ -20,7 +20,7 @@ use wiremesh_certs::{Verified, files};
 
 use super::{
     Agent,
-    adapters::{self, Coordinator, Pages, PhoneBook},
+    adapters::{self, Coordinator, Neighbours, Pages, PhoneBook},
     drain,
     glue::{self, Recorder},
     members,
@@ -84,7 +84,6 @@ pub async fn start(config: &Config, tasks: &Tasks, ground: &Tasks, started_at: I
 
     let renewed = Arc::new(Notify::new());
     glue::start(&recorder, events, &directory, &renewed, tasks);
-    let membership = members::start(config, session, &recorder, &directory, &member.trust, renewed, tasks);
     let router = router::io::Router::new(router::io::Parts {
         name: own.name().clone(),
         services,
@@ -92,12 +91,22 @@ pub async fn start(config: &Config, tasks: &Tasks, ground: &Tasks, started_at: I
             directory: directory.clone(),
             me: own.id(),
             overlay_port: config.api.overlay_port,
+            trust: member.trust.clone(),
+            recorder: recorder.clone(),
         }),
+        members: Arc::new(Neighbours {
+            overlay: overlay.clone(),
+            directory: directory.clone(),
+            recorder: recorder.clone(),
+        }),
+        trust: member.trust.clone(),
         prove: adapters::prove(member.identity.clone(), recorder.clone()),
         overlay: overlay.is_some(),
         audience,
         seed: rand::random(),
     })?;
+    let membership =
+        members::start(config, session, &recorder, &directory, &member.trust, router.clone(), renewed, tasks);
     telling.start(router.counters(), tasks);
     let prober = router.clone();
     tasks.spawn("router", |stop| prober.run(stop));
@@ -177,7 +186,7 @@ fn serve(
     }
     if let Some(bound) = ingress {
         let listener = bound.listen()?;
-        let surface = router.ingress(own.id(), trust, report);
+        let surface = router.ingress(own.id(), report);
         tasks.spawn("ingress", |stop| router::io::serve(listener, surface, stop, grace));
     }
     Ok(tasks)

@@ -4,7 +4,7 @@
 //! overlay: who is 10.42.0.9? ──► directory ──► overlay: this peer, there
 //! overlay: a stranger introduced itself ──► directory: a contact
 //! directory: a member moved ──► overlay: there, if it is a peer
-//! services, their models, endpoints or certificate changed, or 30 s passed ──► a new record ──► overlay, directory
+//! services, their models, endpoints, certificate or policy changed, or 30 s passed ──► a new record ──► overlay, directory
 //! ```
 
 use std::{
@@ -61,10 +61,9 @@ impl Recorder {
             services: if leaving { Arc::from([]) } else { self.services.offered() },
             models: self.services.models(),
             load: self.services.load(),
-            revocations: self.trust.current().revocation_number(),
         };
         self.author
-            .sign(facts, clock::unix_millis())
+            .sign(facts, &self.trust.current(), clock::unix_millis())
             .inspect_err(|error| tracing::error!(%error, "our record cannot be made, nobody will find us"))
             .ok()
     }

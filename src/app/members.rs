@@ -12,7 +12,7 @@ use crate::{
     api::Seed,
     clock,
     config::Config,
-    directory, membership,
+    directory, membership, router,
     task::{CancellationToken, Tasks},
 };
 
@@ -29,6 +29,7 @@ pub fn start(
     recorder: &Arc<Recorder>,
     directory: &directory::Handle,
     trust: &Arc<TrustStore>,
+    router: router::io::Router,
     renewed: Arc<Notify>,
     tasks: &Tasks,
 ) -> membership::io::Handle {
@@ -41,6 +42,7 @@ pub fn start(
         directory: directory.clone(),
         membership: membership.clone(),
         trust: trust.clone(),
+        router,
         renewed,
     };
     tasks.spawn("membership events", |stop| follow.run(events, stop));
@@ -58,6 +60,7 @@ struct Follow {
     directory: directory::Handle,
     membership: membership::io::Handle,
     trust: Arc<TrustStore>,
+    router: router::io::Router,
     renewed: Arc<Notify>,
 }
 
@@ -107,7 +110,10 @@ impl Follow {
                     // What is asked after a command is answered after it: from here on it is done.
                     overlay.status().await;
                 }
+                self.router.trust_changed();
                 self.membership.acknowledge(number);
+                // Our record says which list we enforce, and offers what we may offer now.
+                self.renewed.notify_one();
             }
             membership::io::Event::Seeds(seeds) => {
                 self.directory.add_contacts(&records_of(&seeds));

@@ -1,7 +1,7 @@
 //! What the agent knows of itself, for people and programs: the socket, `/health`, `/stats` and `/metrics`.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{
         Arc,
@@ -12,7 +12,7 @@ use std::{
 
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
-use wiremesh_certs::{NodeName, OverlayIp, ServiceName, TrustStore};
+use wiremesh_certs::{GroupName, NodeName, OverlayIp, Rule, ServiceName, Trust, TrustStore};
 
 use super::{glue::Recorder, metrics, standing::Standing};
 use crate::{
@@ -139,6 +139,7 @@ impl View {
             },
             "revocation_number": trust.revocation_number(),
             "services": self.own_services(),
+            "policy": self.policy(),
             "api": { "listen": self.listen, "ingress": self.ingress },
         })
     }
@@ -265,13 +266,36 @@ impl View {
             troubles.push("no coordinator answers: joining, renewing and revoking wait, the rest goes on".to_owned());
         }
         let offered = self.recorder.services.offered();
-        for service in self.recorder.services.configured().filter(|service| !offered.contains(service)) {
-            troubles.push(format!("{service} is not offered: its upstream fails the health check"));
+        let trust = self.trust.current();
+        for service in self.recorder.services.configured() {
+            if !own.services().allows(service) {
+                troubles.push(format!("{service} is not offered: our certificate does not allow it"));
+            } else if !trust.may_offer(&own, service) {
+                let groups = groups(rule(&trust, service).offer.as_ref());
+                troubles.push(format!("{service} is not offered: the mesh's policy leaves it to {groups}"));
+            } else if !offered.contains(service) {
+                troubles.push(format!("{service} is not offered: its upstream fails the health check"));
+            }
         }
         if self.recorder.leaving.load(Ordering::Relaxed) {
             troubles.push("draining: services of this node take no new requests".to_owned());
         }
         troubles
+    }
+
+    /// What the mesh's policy says about the services of this node.
+    fn policy(&self) -> Value {
+        let (trust, own) = (self.trust.current(), self.recorder.author.own());
+        let row = |service: &ServiceName| {
+            let rule = rule(&trust, service);
+            json!({
+                "service": service,
+                "may_offer": trust.may_offer(&own, service),
+                "offered_by": rule.offer,
+                "called_by": rule.call,
+            })
+        };
+        self.recorder.services.configured().map(row).collect()
     }
 
     fn own_services(&self) -> Vec<Value> {
@@ -302,6 +326,20 @@ impl View {
             Some(overlay) => overlay.status().await,
             None => None,
         }
+    }
+}
+
+fn rule<'a>(trust: &'a Trust, service: &ServiceName) -> &'a Rule {
+    let policy = &trust.revocations().policy;
+    policy.services.get(service).unwrap_or(&policy.otherwise)
+}
+
+/// Who is meant by one side of a rule.
+fn groups(of: Option<&BTreeSet<GroupName>>) -> String {
+    match of {
+        None => "every member".to_owned(),
+        Some(groups) if groups.is_empty() => "nobody".to_owned(),
+        Some(groups) => groups.iter().map(|group| format!("the group {group}")).collect::<Vec<_>>().join(" or "),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The coordinator's HTTP API: routes, who may use them, and how a refusal looks.
 
 mod admin;
+mod audit;
 mod discovery;
 mod enrol;
 mod problem;
@@ -23,7 +24,7 @@ use serde::de::DeserializeOwned;
 use wiremesh_certs::Verified;
 
 use super::shared::Shared;
-use crate::{api, clock};
+use crate::{api, clock, coordinator::audit::Origin};
 pub use problem::Problem;
 
 /// No request takes longer; the slowest wait for the database.
@@ -32,6 +33,20 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 /// Where a request came from.
 #[derive(Clone, Copy, Debug)]
 pub struct Source(pub IpAddr);
+
+/// Who opened the connection to the Unix socket, as the kernel says.
+#[derive(Clone, Copy, Debug)]
+pub struct Operator {
+    /// Its user.
+    pub uid: u32,
+}
+
+impl Operator {
+    /// As the audit names it.
+    pub fn origin(&self) -> Origin {
+        Origin::operator(self.uid)
+    }
+}
 
 /// The state of all handlers.
 pub type State = axum::extract::State<Arc<Shared>>;
@@ -63,6 +78,10 @@ pub fn admin(shared: Arc<Shared>) -> Router {
         .route("/metrics", get(discovery::metrics))
         .route("/tokens", post(admin::create_token).get(admin::list_tokens))
         .route("/tokens/{id}/revoke", post(admin::revoke_token))
+        .route("/joins", get(admin::list_joins))
+        .route("/joins/approve", post(admin::approve_join))
+        .route("/joins/refuse", post(admin::refuse_join))
+        .route("/audit", get(audit::audit))
         .route("/revocations", post(admin::revoke).get(discovery::revocations_for_admin));
     finish(routes, shared)
 }
@@ -187,7 +206,12 @@ impl<T: DeserializeOwned> FromRequest<Arc<Shared>> for Body<T> {
     }
 }
 
-/// Requests on the Unix socket come from this machine.
+/// Requests that come from elsewhere.
 pub fn with_source(router: Router, source: IpAddr) -> Router {
     router.layer(Extension(Source(source)))
+}
+
+/// Requests on the Unix socket come from a user of this machine.
+pub fn with_operator(router: Router, uid: u32) -> Router {
+    router.layer(Extension(Operator { uid }))
 }

@@ -166,13 +166,33 @@ impl OurClock {
     }
 }
 
-/// Sends it to `url` and reads the answer. The answer's date, whatever else it says, tells of `our_clock`.
+/// Sends it to `url` and reads the answer.
 pub async fn exchange<T: DeserializeOwned>(
     client: &reqwest::Client,
     url: &str,
     asked: Asked<'_>,
     our_clock: &OurClock,
 ) -> Result<T, ClientError> {
+    let (_, body) = send(client, url, asked, our_clock).await?;
+    read(url, &body)
+}
+
+/// Reads what a coordinator that did what it was asked answered.
+pub fn read<T: DeserializeOwned>(url: &str, body: &[u8]) -> Result<T, ClientError> {
+    serde_json::from_slice(body).map_err(|error| ClientError::Unreachable {
+        url: url.to_owned(),
+        why: format!("its answer is not what this version expects: {error}"),
+    })
+}
+
+/// Sends it to `url`; the answer of a coordinator that did what it was asked, for those who must tell apart what it did.
+/// The answer's date, whatever else it says, tells of `our_clock`.
+pub async fn send(
+    client: &reqwest::Client,
+    url: &str,
+    asked: Asked<'_>,
+    our_clock: &OurClock,
+) -> Result<(StatusCode, Vec<u8>), ClientError> {
     let unreachable = |why: String| ClientError::Unreachable { url: url.to_owned(), why };
     let mut request = client.request(asked.method, format!("{url}{}", asked.path)).timeout(asked.limit);
     if let Some(proof) = asked.proof {
@@ -201,8 +221,7 @@ pub async fn exchange<T: DeserializeOwned>(
         body.extend_from_slice(&chunk);
     }
     if status.is_success() {
-        return serde_json::from_slice(&body)
-            .map_err(|error| unreachable(format!("its answer is not what this version expects: {error}")));
+        return Ok((status, body));
     }
     let Ok(ErrorResponse { error, .. }) = serde_json::from_slice(&body) else {
         return Err(unreachable(format!("it answered {status}")));

@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use anyhow::{Context, bail};
 use ipnet::IpNet;
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
-use reqwest::Method;
+use reqwest::{Method, StatusCode};
 use wiremesh_certs::{
     Chain, IdentityKey, JoinToken, NodeName, Refused, Renewable, SignedRevocations, Trust, TrustStore, UnixTime,
     Verified, WgPrivateKey,
@@ -20,7 +20,7 @@ use super::{
     session::Session,
 };
 use crate::{
-    api::{EnrollResponse, Seed},
+    api::{EnrollResponse, JoinWaiting, Seed},
     backoff::Backoff,
     clock,
     membership::{
@@ -35,6 +35,9 @@ use crate::{
 pub(super) const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// The longest.
 pub(super) const RETRY_AT_MOST: Duration = Duration::from_secs(30);
+
+/// The longest wait before a coordinator is asked again whether it was decided to let us in.
+const ASK_AGAIN_AT_MOST: Duration = Duration::from_secs(60);
 
 /// What a member is told by its operator.
 #[derive(Clone, Debug)]
@@ -277,7 +280,8 @@ async fn renewed(
     }
 }
 
-/// By token: every coordinator of it in turn, again and again, until one says yes or no.
+/// By token: every coordinator of it in turn, again and again, until one says yes or no. One that says "not yet" is
+/// asked again with the same request: nothing else is needed when its operator has decided.
 async fn join(
     disk: &StateDir,
     settings: &Settings,
@@ -305,9 +309,16 @@ async fn join(
     let urls = Coordinators::new(token.urls.iter().chain(&settings.coordinators).cloned());
     let body = serde_json::to_vec(&joining::request(token, identity, wg, &settings.name)?)?;
     let mut backoff = Backoff::new(RETRY_AFTER, RETRY_AT_MOST, rng.random());
+    let mut patience = Backoff::new(RETRY_AFTER, ASK_AGAIN_AT_MOST, rng.random());
     let answer = loop {
         match ask_all(&http, urls.urls(), &body).await {
-            Ok(answer) => break answer,
+            Ok(Answer::Welcome(answer)) => break answer,
+            Ok(Answer::NotYet(waiting)) => {
+                backoff.reset();
+                tell_waiting(&waiting, &expected, patience.failures());
+                let at_least = Duration::from_secs(waiting.ask_again_secs).min(ASK_AGAIN_AT_MOST);
+                tokio::time::sleep(at_least + patience.next_delay()).await;
+            }
             Err(error) if error.is_passing() => {
                 let (wait, hint) = (backoff.next_delay(), error.hint());
                 tracing::warn!(why = %error, hint, again_in = ?wait, "this machine cannot join yet");
@@ -340,8 +351,14 @@ async fn join(
     Ok(Known { trust, verified, seeds, list: answer.revocations })
 }
 
+/// What a coordinator says to a request that it does not refuse.
+enum Answer {
+    Welcome(Box<EnrollResponse>),
+    NotYet(JoinWaiting),
+}
+
 /// The first answer that is one. A wrong coordinator among several is passed over as long as another may be right.
-async fn ask_all(http: &reqwest::Client, urls: &[String], body: &[u8]) -> Result<EnrollResponse, ClientError> {
+async fn ask_all(http: &reqwest::Client, urls: &[String], body: &[u8]) -> Result<Answer, ClientError> {
     let mut failed = ClientError::NoCoordinator;
     for url in urls {
         match enroll(http, url, body).await {
@@ -361,7 +378,7 @@ async fn ask_all(http: &reqwest::Client, urls: &[String], body: &[u8]) -> Result
 
 /// Asks one coordinator. First for no more than its time: a machine whose clock is far off would spend its token and be
 /// of no use to anybody.
-async fn enroll(http: &reqwest::Client, url: &str, body: &[u8]) -> Result<EnrollResponse, ClientError> {
+async fn enroll(http: &reqwest::Client, url: &str, body: &[u8]) -> Result<Answer, ClientError> {
     let our_clock = OurClock::default();
     let (limit, proof) = (EXCHANGE_TIMEOUT, None);
     let asked = Asked { method: Method::GET, path: "/health", body: None, proof: proof.clone(), limit };
@@ -370,7 +387,23 @@ async fn enroll(http: &reqwest::Client, url: &str, body: &[u8]) -> Result<Enroll
         return Err(ClientError::Clock { url: url.to_owned(), offset });
     }
     let asked = Asked { method: Method::POST, path: "/api/enroll", body: Some(body.to_vec()), proof, limit };
-    http::exchange(http, url, asked, &our_clock).await
+    let (status, body) = http::send(http, url, asked, &our_clock).await?;
+    match status {
+        StatusCode::ACCEPTED => http::read(url, &body).map(Answer::NotYet),
+        _ => http::read(url, &body).map(Answer::Welcome),
+    }
+}
+
+/// Once for people, then for those who search. The identity is our own, not the one in the answer: it is there to be
+/// compared.
+fn tell_waiting(waiting: &JoinWaiting, expected: &Expected, before: u32) {
+    let (name, identity) = (&expected.name, expected.identity.to_hex());
+    if before == 0 {
+        let how = &waiting.compare;
+        tracing::info!(%name, identity, until = %waiting.ends_at, how, "this machine waits until an operator lets it join");
+    } else {
+        tracing::debug!(%name, identity, asked = before, "this machine still waits for an operator");
+    }
 }
 
 fn merged(first: &[String], then: Vec<String>) -> Vec<String> {

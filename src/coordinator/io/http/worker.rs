@@ -1,9 +1,11 @@
 //! What members say about themselves, each for itself.
 
-use axum::{Json, extract::Path};
+use std::net::IpAddr;
+
+use axum::{Extension, Json, extract::Path};
 use wiremesh_certs::{NodeRecord, Opened, Signed, UnixTime, Verified};
 
-use super::{Body, Caller, Problem, State};
+use super::{Body, Caller, Problem, Source, State};
 use crate::{
     api::{HeartbeatRequest, HeartbeatResponse, MAX_CAPABILITIES_BYTES, RegisterRequest},
     clock,
@@ -13,6 +15,7 @@ use crate::{
 /// `POST /api/worker/register`
 pub async fn register(
     axum::extract::State(shared): State,
+    Extension(Source(source)): Extension<Source>,
     caller: Caller,
     Body(body): Body<RegisterRequest>,
 ) -> Result<Json<HeartbeatResponse>, Problem> {
@@ -21,23 +24,26 @@ pub async fn register(
     if length > MAX_CAPABILITIES_BYTES {
         return Err(Problem::bad_request("bad_capabilities", "capabilities longer than 8 KiB"));
     }
-    let (opened, now) = open(&shared, &by, &body.record).await?;
+    let (opened, now) = open(&shared, &by, source, &body.record).await?;
     if body.services.is_some_and(|services| services != opened.payload.services) {
         return Err(Problem::bad_request("bad_services", "the services differ from those in the signed record"));
     }
-    let introductions = shared.registry().handle_register(&by, opened, body.capabilities, body.dht_port, now)?;
+    let trust = shared.trust.current();
+    let introductions =
+        shared.registry().handle_register(&trust, &by, opened, body.capabilities, body.dht_port, now)?;
     Ok(Json(answer(&shared, &by, introductions, body.revocation_number)))
 }
 
 /// `POST /api/worker/heartbeat`
 pub async fn heartbeat(
     axum::extract::State(shared): State,
+    Extension(Source(source)): Extension<Source>,
     caller: Caller,
     Body(body): Body<HeartbeatRequest>,
 ) -> Result<Json<HeartbeatResponse>, Problem> {
     let by = caller.member()?;
-    let (opened, now) = open(&shared, &by, &body.record).await?;
-    let introductions = shared.registry().handle_heartbeat(&by, opened, now)?;
+    let (opened, now) = open(&shared, &by, source, &body.record).await?;
+    let introductions = shared.registry().handle_heartbeat(&shared.trust.current(), &by, opened, now)?;
     Ok(Json(answer(&shared, &by, introductions, body.revocation_number)))
 }
 
@@ -67,12 +73,13 @@ pub async fn unregister(
 async fn open(
     shared: &Shared,
     by: &Verified,
+    source: IpAddr,
     record: &Signed<NodeRecord>,
 ) -> Result<(Opened<NodeRecord>, UnixTime), Problem> {
     let now = clock::unix();
     let opened = shared.trust.current().open(record, now)?;
     if !shared.registry().knows(by.id()) {
-        shared.adopt(by, now).await?;
+        shared.adopt(by, source, now).await?;
     }
     Ok((opened, now))
 }
