@@ -23,7 +23,9 @@ use super::{
     adapters::{self, Coordinator, Neighbours, Pages, PhoneBook},
     drain,
     glue::{self, Recorder},
-    members, options,
+    members,
+    neighbours::Neighbours,
+    options,
     record::Author,
     socket,
     telling::Telling,
@@ -109,6 +111,16 @@ pub async fn start(config: &Config, tasks: &Tasks, ground: &Tasks, started_at: I
     let prober = router.clone();
     tasks.spawn("router", |stop| prober.run(stop));
 
+    let neighbours = match &overlay {
+        Some(overlay) => {
+            let (membership, directory, overlay) = (membership.clone(), directory.clone(), overlay.clone());
+            let neighbours = Neighbours::new(membership, directory, overlay, own.address(), config.api.overlay_port)?;
+            neighbours.clone().start(tasks);
+            Some(neighbours)
+        }
+        None => None,
+    };
+
     let view = Arc::new(View {
         recorder,
         directory,
@@ -127,7 +139,9 @@ pub async fn start(config: &Config, tasks: &Tasks, ground: &Tasks, started_at: I
         }
         false => None,
     };
-    let listeners = serve(config, &own, &router, &view, Listeners { socket, api, overlay_api, ingress })?;
+    let overlay_pages = neighbours.map(|neighbours| neighbours.pages()).unwrap_or_default();
+    let listeners = Listeners { socket, api, overlay_api, overlay_pages, ingress };
+    let listeners = serve(config, &own, &router, &view, listeners)?;
     view.ready.store(true, Ordering::Relaxed);
     let took = clock::now().saturating_duration_since(started_at);
     tracing::info!(listen = %config.api.listen, ?took, "ready");
@@ -139,6 +153,8 @@ struct Listeners {
     socket: UnixListener,
     api: Bound,
     overlay_api: Option<Bound>,
+    /// What other agents ask this one beside requests.
+    overlay_pages: axum::Router,
     ingress: Option<Bound>,
 }
 
@@ -150,7 +166,7 @@ fn serve(
     view: &Arc<View>,
     listeners: Listeners,
 ) -> Result<Tasks, Failure> {
-    let Listeners { socket, api, overlay_api, ingress } = listeners;
+    let Listeners { socket, api, overlay_api, overlay_pages, ingress } = listeners;
     let (tasks, grace) = (Tasks::new(), config.drain_grace);
     let report: Arc<dyn router::Report> = Arc::new(Pages(view.clone()));
     let trust = view.trust.clone();
@@ -165,7 +181,7 @@ fn serve(
     tasks.spawn("local API", |stop| router::io::serve(api, local, stop, grace));
     if let Some(bound) = overlay_api {
         let listener = bound.listen()?;
-        let surface = router.overlay(trust.current().network(), report.clone(), axum::Router::new());
+        let surface = router.overlay(trust.current().network(), report.clone(), overlay_pages);
         tasks.spawn("overlay API", |stop| router::io::serve(listener, surface, stop, grace));
     }
     if let Some(bound) = ingress {

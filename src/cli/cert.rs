@@ -8,11 +8,11 @@ use std::{io, process::ExitCode};
 
 use super::{
     failure::{self, Failure},
-    revoke, runtime,
+    renew, revoke, runtime,
 };
 use crate::clock;
 
-/// Makes and inspects certificates without a coordinator; with one, revokes them, lists them, and replaces the CA
+/// Makes and inspects certificates without a coordinator; with one, renews, revokes and lists them, and replaces the CA
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:  wiremesh cert print /var/lib/wiremesh/node.crt
 
@@ -27,6 +27,7 @@ enum Command {
     #[command(flatten)]
     Shared(wiremesh_certs::cli::Command),
     Revoke(revoke::Args),
+    Renew(renew::Args),
     List(list::Args),
     Rotate(rotate::Args),
 }
@@ -38,6 +39,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         Command::Shared(command) => {
             return Ok(wiremesh_certs::cli::execute(command, clock::unix(), &mut rand::rng()));
         }
+        Command::Renew(args) => runtime()?.block_on(renew::run(args, out)).map(|()| failure::DONE)?,
         Command::Revoke(args) => runtime()?.block_on(revoke::run(args, out))?,
         Command::List(args) => runtime()?.block_on(list::run(args, clock::unix(), out)).map(|()| failure::DONE)?,
         Command::Rotate(args) => runtime()?.block_on(rotate::run(args, out))?,
