@@ -3,6 +3,8 @@
 //! Whatever is signed travels as base64url of its bytes, so that everybody checks the same bytes. Fields that a reader
 //! does not know are passed over: agents and coordinators of different versions talk.
 
+pub mod authority;
+
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -265,9 +267,9 @@ pub struct NodeResponse {
 /// The answer to `GET /api/revocations`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct RevocationsResponse {
-    /// The list's number; 0: nothing was ever revoked.
+    /// The number of the list in force.
     pub number: u64,
-    /// The list, signed by the authority.
+    /// The list, signed by the authority; absent if it is not newer than the one asked about.
     pub revocations: Option<SignedRevocations>,
 }
 

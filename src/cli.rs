@@ -32,7 +32,7 @@ use view::View;
 use crate::clock;
 
 /// Variables that begin like options and are none.
-pub(crate) const OTHER_VARIABLES: &[&str] = &["BIN", "SANDBOX"];
+pub(crate) const OTHER_VARIABLES: &[&str] = &["BIN", "SANDBOX", "CA_PASSPHRASE"];
 
 /// One service network out of many GPU machines
 #[derive(Parser)]

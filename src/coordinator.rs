@@ -14,14 +14,20 @@
 //! - [`enrolment`]: who may join; a function
 //! - [`limiter`]: how often joining may fail
 //! - [`audit`]: what was done about who is in the mesh
+//! - [`care`]: what an operator should see to; functions
+//! - [`list`]: what is revoked, who may do what, who is believed; functions
+//! - [`rotation`]: one authority after the other; a state machine
 //! - [`io`]: HTTPS, the Unix socket, SQLite, the files of the authority
 
 pub mod audit;
+pub mod care;
 pub mod config;
 pub mod enrolment;
 pub mod io;
 pub mod limiter;
+pub mod list;
 pub mod page;
 pub mod registry;
+pub mod rotation;
 
 pub use config::Config;

@@ -38,7 +38,7 @@ pub use ids::{
 pub use keys::{BadKey, IdentityKey, MAX_PASSPHRASE_BYTES, WgPrivateKey, is_encrypted_key, passphrase_in};
 pub use offer::{ModelTag, Offer};
 pub use policy::{MAX_RULE_GROUPS, MAX_RULES, Policy, Rule};
-pub use proof::{MAX_REMEMBERED_PROOFS, PROOF_LIFE, ProofChecker, RequestProof, proof_header};
+pub use proof::{MAX_REMEMBERED_PROOFS, PROOF_LIFE, ProofChecker, RequestProof, SCHEME, proof_header};
 pub use record::{
     Load, MAX_ENDPOINTS, MAX_MODELS, MAX_RECORD_BYTES, MAX_TUNNEL_URL_BYTES, ModelOffer, NodeRecord, RECORD_LIFE,
     SignedRecord, TunnelUrl,

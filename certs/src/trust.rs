@@ -113,7 +113,8 @@ impl Trust {
         Ok((by, payload))
     }
 
-    /// Like [`Trust::verify`], for whoever may renew: see [`Trust::open_renewable`].
+    /// Like [`Trust::verify`], for whoever may renew: see [`Trust::open_renewable`]. That a former authority was revoked
+    /// is no reason to refuse, since whoever may renew proves its own key.
     pub fn renewable(
         &self,
         chain: &Chain,
@@ -122,7 +123,13 @@ impl Trust {
         now: UnixTime,
     ) -> Result<Renewable, Refused> {
         let authorities = self.authorities.iter().chain(former).cloned().collect();
-        let lenient = Trust { authorities, network: self.network, revocations: self.revocations.clone() };
+        let mut revocations = self.revocations.clone();
+        for former in former.iter().filter(|former| self.revocations.revokes(&former.serial(), &former.key())) {
+            let revocations = Arc::make_mut(&mut revocations);
+            revocations.serials.remove(&former.serial());
+            revocations.identities.remove(&former.key());
+        }
+        let lenient = Trust { authorities, network: self.network, revocations };
         lenient.judge(chain, grace, now).map(Renewable::new)
     }
 

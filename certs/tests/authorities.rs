@@ -197,6 +197,23 @@ fn a_certificate_of_a_former_authority_is_good_for_its_renewal() {
 }
 
 #[test]
+fn a_certificate_of_an_intermediate_that_was_revoked_is_good_for_its_renewal_and_for_nothing_else() {
+    let root = root();
+    let (former, present) = (intermediate(&root), intermediate(&root));
+    let node = Node::of(&former, DAY);
+    let mut trust = Trust::new(root.certificate().clone());
+    let list = RevocationList { number: 1, identities: [former.certificate().key()].into(), ..Default::default() };
+    trust.apply_revocations(&present.sign_revocations(&list).unwrap(), NOW).unwrap();
+    let former = [former.certificate().clone()];
+
+    assert_eq!(refused(trust.verify(&node.chain, NOW)), "revoked", "its root vouches for it no more");
+    assert_eq!(trust.renewable(&node.chain, &former, Duration::ZERO, NOW).unwrap().id(), node.key.id());
+    let list = RevocationList { number: 2, identities: [node.key.id()].into(), ..list };
+    trust.apply_revocations(&present.sign_revocations(&list).unwrap(), NOW).unwrap();
+    assert_eq!(refused(trust.renewable(&node.chain, &former, Duration::ZERO, NOW)), "revoked");
+}
+
+#[test]
 fn a_proof_to_renew_may_be_made_with_a_certificate_that_ended_and_only_once() {
     let root = root();
     let node = Node::of(&root, DAY);

@@ -43,9 +43,9 @@ fn ten_minutes_of_traffic_with_certificates_of_a_minute_and_a_coordinator_that_i
         let transfer = Transfer::begin_paced(&near.node, &far.node, far.overlay_ip()?, 1, BYTES, PAUSE)?;
         let (streamed, requests, renewals, outages) = thread::scope(|scope| {
             let streams =
-                [(&near, "chat"), (&far, "ocr")].map(|(agent, service)| scope.spawn(|| stream(agent, service)));
+                [(&near, "chat"), (&far, "ocr")].map(|(agent, service)| scope.spawn(move || stream(agent, service)));
             let requests =
-                [(&near, "chat"), (&far, "ocr")].map(|(agent, service)| scope.spawn(|| ask(agent, service, over)));
+                [(&near, "chat"), (&far, "ocr")].map(|(agent, service)| scope.spawn(move || ask(agent, service, over)));
             let watched = scope.spawn(|| watch(&near, over));
             let outages = (|| {
                 let mut outages = 0;
@@ -69,6 +69,10 @@ fn ten_minutes_of_traffic_with_certificates_of_a_minute_and_a_coordinator_that_i
                 }
                 anyhow::Ok(outages)
             })();
+            if let Err(error) = &outages {
+                // The streams end when they end; this is not to be lost meanwhile.
+                eprintln!("{error:#}");
+            }
             over.store(true, Ordering::Relaxed);
             let joined = |what: &str| format!("{what} panicked");
             let mut streamed = 0;

@@ -6,6 +6,7 @@ mod disk;
 mod joining;
 mod lists;
 mod registry;
+mod rotation;
 
 use std::{
     collections::BTreeSet,
@@ -65,6 +66,10 @@ impl Mesh {
     }
 
     async fn up(&mut self) {
+        self.try_up().await.unwrap();
+    }
+
+    async fn try_up(&mut self) -> anyhow::Result<()> {
         let text = format!(
             "data_dir = '{}'\nlisten = '{}'\nmesh = 'lab'\nheartbeat_interval = '1s'\n{}",
             self.data_dir().display(),
@@ -73,8 +78,9 @@ impl Mesh {
         );
         let config = Config::from_layers(Layers::new().file("test", &text).unwrap()).unwrap();
         self.tasks = Tasks::new();
-        let running = coordinator::io::start(config, &self.tasks, StdRng::from_os_rng()).await.unwrap();
+        let running = coordinator::io::start(config, &self.tasks, StdRng::from_os_rng()).await?;
         self.address = running.address;
+        Ok(())
     }
 
     async fn stop(&self) {

@@ -1,5 +1,9 @@
 //! `wiremesh cert`: the commands of `wiremesh-cert` in this binary too, and those that need a coordinator.
 
+pub mod adoption;
+mod list;
+mod rotate;
+
 use std::{io, process::ExitCode};
 
 use super::{
@@ -8,7 +12,7 @@ use super::{
 };
 use crate::clock;
 
-/// Makes and inspects certificates without a coordinator, renews and revokes them with one
+/// Makes and inspects certificates without a coordinator; with one, renews, revokes and lists them, and replaces the CA
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:  wiremesh cert print /var/lib/wiremesh/node.crt
 
@@ -24,19 +28,21 @@ enum Command {
     Shared(wiremesh_certs::cli::Command),
     Revoke(revoke::Args),
     Renew(renew::Args),
+    List(list::Args),
+    Rotate(rotate::Args),
 }
 
 /// Runs it, and says what the process is to end with.
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
-    match &args.command {
-        Command::Shared(command) => Ok(wiremesh_certs::cli::execute(command, clock::unix(), &mut rand::rng())),
-        Command::Revoke(args) => {
-            runtime()?.block_on(revoke::run(args, &mut io::stdout()))?;
-            Ok(ExitCode::from(failure::DONE))
+    let out = &mut io::stdout();
+    let exit = match &args.command {
+        Command::Shared(command) => {
+            return Ok(wiremesh_certs::cli::execute(command, clock::unix(), &mut rand::rng()));
         }
-        Command::Renew(args) => {
-            runtime()?.block_on(renew::run(args, &mut io::stdout()))?;
-            Ok(ExitCode::from(failure::DONE))
-        }
-    }
+        Command::Renew(args) => runtime()?.block_on(renew::run(args, out)).map(|()| failure::DONE)?,
+        Command::Revoke(args) => runtime()?.block_on(revoke::run(args, out))?,
+        Command::List(args) => runtime()?.block_on(list::run(args, clock::unix(), out)).map(|()| failure::DONE)?,
+        Command::Rotate(args) => runtime()?.block_on(rotate::run(args, out))?,
+    };
+    Ok(ExitCode::from(exit))
 }

@@ -14,7 +14,7 @@ use crate::{
 /// Read if it is there and no other is named.
 const DEFAULT_CONFIG: &str = "/etc/wiremesh/coordinator.toml";
 /// Variables that begin like options and are none.
-const OTHER_VARIABLES: &[&str] = &["BIN", "SANDBOX"];
+const OTHER_VARIABLES: &[&str] = &["BIN", "SANDBOX", "CA_PASSPHRASE"];
 
 /// Where the coordinator's options are
 #[derive(Clone, Debug, Default, clap::Args)]

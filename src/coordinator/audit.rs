@@ -43,6 +43,16 @@ pub enum Kind {
     Adopted,
     /// A member, or one certificate, was revoked.
     Revoked,
+    /// Another authority was announced.
+    RotationStarted,
+    /// The announced authority issues.
+    RotationIssuing,
+    /// The authority before it is believed no more.
+    RotationRetired,
+    /// The announced authority was taken back.
+    RotationCancelled,
+    /// A member had a newer list than this coordinator, whose database was restored from a backup.
+    ListTakenOver,
 }
 
 impl Kind {
@@ -59,6 +69,11 @@ impl Kind {
         Kind::Renewed,
         Kind::Adopted,
         Kind::Revoked,
+        Kind::RotationStarted,
+        Kind::RotationIssuing,
+        Kind::RotationRetired,
+        Kind::RotationCancelled,
+        Kind::ListTakenOver,
     ];
 
     /// One stable word.
@@ -75,6 +90,11 @@ impl Kind {
             Kind::Renewed => "renewed",
             Kind::Adopted => "adopted",
             Kind::Revoked => "revoked",
+            Kind::RotationStarted => "rotation_started",
+            Kind::RotationIssuing => "rotation_issuing",
+            Kind::RotationRetired => "rotation_retired",
+            Kind::RotationCancelled => "rotation_cancelled",
+            Kind::ListTakenOver => "list_taken_over",
         }
     }
 

@@ -21,6 +21,10 @@ pub const MAX_CATALOG: usize = 1024;
 pub const MIN_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// The longest: a dead worker stays in answers for three of them.
 pub const MAX_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(600);
+/// Revocations are kept for as long: beyond a year nobody waits for a machine to come back.
+pub const MAX_RENEWAL_WINDOW: Duration = Duration::from_secs(365 * 86_400);
+/// Of certificates, if neither their life nor the longest partition is given.
+const DEFAULT_LIFETIME: Duration = Duration::from_secs(7 * 86_400);
 /// Address bits that a network must have left for its members.
 const MIN_HOST_BITS: u8 = 2;
 
@@ -41,6 +45,10 @@ pub struct Config {
     pub database: Option<PathBuf>,
     /// How long a node certificate lives.
     pub certificate_lifetime: Duration,
+    /// How long after its end a certificate may still be renewed, by proof of its key.
+    pub renewal_window: Duration,
+    /// Where the passphrase of the authority's key is, if that is encrypted and the environment does not say it.
+    pub ca_passphrase_file: Option<PathBuf>,
     /// How long the authority lives, used when it is made.
     pub authority_lifetime: Duration,
     /// Whether reading the registry needs no identity and no key.
@@ -75,11 +83,12 @@ impl Config {
         if network.max_prefix_len() - network.prefix_len() < MIN_HOST_BITS {
             return Err(BadSettings::about("network", format!("{network} has no room for members")));
         }
-        if file.certificate_lifetime.0 < MIN_LIFETIME {
-            let least = Span(MIN_LIFETIME);
-            return Err(BadSettings::about("certificate_lifetime", format!("must be at least {least}")));
+        let certificate_lifetime = certificate_lifetime(file.certificate_lifetime, file.max_partition_time)?;
+        if file.renewal_window.0 > MAX_RENEWAL_WINDOW {
+            let most = Span(MAX_RENEWAL_WINDOW);
+            return Err(BadSettings::about("renewal_window", format!("must be at most {most}")));
         }
-        if file.authority_lifetime.0 < file.certificate_lifetime.0 {
+        if file.authority_lifetime.0 < certificate_lifetime {
             return Err(BadSettings::about("authority_lifetime", "must not be shorter than certificate_lifetime"));
         }
         let interval = file.heartbeat_interval.0;
@@ -102,7 +111,9 @@ impl Config {
             mesh: file.mesh,
             network,
             database: database(&file.database)?,
-            certificate_lifetime: file.certificate_lifetime.0,
+            certificate_lifetime,
+            renewal_window: file.renewal_window.0,
+            ca_passphrase_file: file.ca_passphrase_file.filter(|path| !path.as_os_str().is_empty()),
             authority_lifetime: file.authority_lifetime.0,
             public_discovery: file.public_discovery,
             heartbeat_interval: interval,
@@ -122,7 +133,10 @@ struct File {
     mesh: MeshName,
     network: IpNet,
     database: String,
-    certificate_lifetime: Span,
+    certificate_lifetime: Option<Span>,
+    max_partition_time: Span,
+    renewal_window: Span,
+    ca_passphrase_file: Option<PathBuf>,
     authority_lifetime: Span,
     public_discovery: bool,
     heartbeat_interval: Span,
@@ -140,7 +154,10 @@ impl Default for File {
             mesh: MeshName::new("wiremesh").expect("a DNS label"),
             network: IpNet::V4(Ipv4Net::new(Ipv4Addr::new(10, 42, 0, 0), 16).expect("16 is a prefix length")),
             database: "sqlite".to_owned(),
-            certificate_lifetime: Span(7 * day),
+            certificate_lifetime: None,
+            max_partition_time: Span(Duration::ZERO),
+            renewal_window: Span(30 * day),
+            ca_passphrase_file: None,
             authority_lifetime: Span(3650 * day),
             public_discovery: false,
             heartbeat_interval: Span(Duration::from_secs(10)),
@@ -148,6 +165,30 @@ impl Default for File {
             policy: policy::Section::new(),
         }
     }
+}
+
+/// Agents renew when between five and six tenths of a certificate's life are over: whoever must do without a coordinator
+/// from then on has four tenths left.
+fn certificate_lifetime(wanted: Option<Span>, partition: Span) -> Result<Duration, BadSettings> {
+    let needed = partition.0.checked_mul(5).map(|five| five / 2);
+    let needed = needed.ok_or_else(|| BadSettings::about("max_partition_time", "is longer than anything lives"))?;
+    let lifetime = match wanted {
+        Some(wanted) if wanted.0 < needed => {
+            let why = format!(
+                "must be at least {} if agents are to be {partition} without a coordinator (max_partition_time):                  they renew when up to six tenths of it are over",
+                Span(needed)
+            );
+            return Err(BadSettings::about("certificate_lifetime", why));
+        }
+        Some(wanted) => wanted.0,
+        None if needed.is_zero() => DEFAULT_LIFETIME,
+        None => needed.max(MIN_LIFETIME),
+    };
+    if lifetime < MIN_LIFETIME {
+        let least = Span(MIN_LIFETIME);
+        return Err(BadSettings::about("certificate_lifetime", format!("must be at least {least}")));
+    }
+    Ok(lifetime)
 }
 
 /// Agents pin the mesh's authority and sign the path they ask for, so it must be https and nothing but a place.
@@ -203,6 +244,9 @@ mod tests {
             "network",
             "database",
             "certificate_lifetime",
+            "max_partition_time",
+            "renewal_window",
+            "ca_passphrase_file",
             "authority_lifetime",
             "public_discovery",
             "heartbeat_interval",
@@ -220,6 +264,11 @@ mod tests {
             ("public_urls = ['https://a?x=1']", "`public_urls`: \"https://a?x=1\" has more than"),
             ("network = '10.0.0.0/31'", "`network`: 10.0.0.0/31 has no room for members"),
             ("certificate_lifetime = '1s'", "`certificate_lifetime`: must be at least 10s"),
+            ("renewal_window = '2y'", "`renewal_window`: must be at most 1y"),
+            (
+                "max_partition_time = '3d'\ncertificate_lifetime = '7d'",
+                "`certificate_lifetime`: must be at least 7d12h if agents are to be 3d without a coordinator",
+            ),
             ("authority_lifetime = '1d'", "`authority_lifetime`: must not be shorter"),
             ("heartbeat_interval = '0s'", "`heartbeat_interval`: must be between"),
             ("database = 'postgres://x'", "`database`: this build has no PostgreSQL"),
@@ -240,6 +289,17 @@ mod tests {
             let error = parse(text).unwrap_err();
             assert!(error.starts_with(expected), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn the_longest_partition_alone_says_how_long_certificates_live() {
+        let lifetime = |text: &str| parse(text).map(|config| Span(config.certificate_lifetime).to_string());
+
+        assert_eq!(lifetime("").as_deref(), Ok("7d"));
+        assert_eq!(lifetime("max_partition_time = '4d'").as_deref(), Ok("10d"));
+        assert_eq!(lifetime("max_partition_time = '1s'").as_deref(), Ok("10s"), "nobody could renew sooner");
+        let both = "max_partition_time = '2d'\ncertificate_lifetime = '7d'";
+        assert_eq!(lifetime(both).as_deref(), Ok("7d"), "longer than it must be");
     }
 
     #[test]

@@ -19,7 +19,8 @@ use std::{
 
 use ipnet::IpNet;
 use wiremesh_certs::{
-    COORDINATOR_NAME, CertificateRequest, GroupName, NodeId, NodeName, OverlayIp, ServiceName, UnixTime, WgPublicKey,
+    COORDINATOR_NAME, CertificateRequest, GroupName, NodeId, NodeName, OverlayIp, Serial, ServiceName, UnixTime,
+    WgPublicKey,
 };
 
 /// The first address goes to nobody, the second belongs to the coordinator.
@@ -235,6 +236,12 @@ pub enum Refusal {
     /// The identity was revoked.
     #[error("this machine's identity was revoked")]
     IdentityRevoked,
+    /// The certificate was revoked, and not its owner.
+    #[error("the certificate {0} was revoked")]
+    CertificateRevoked(Serial),
+    /// Its certificate is good for a renewal, and there is nothing to renew.
+    #[error("this coordinator has no member called {0} with this identity")]
+    NotAMember(NodeName),
     /// Every address is taken.
     #[error("the network {0} has no free address")]
     NetworkFull(IpNet),
@@ -256,6 +263,8 @@ impl Refusal {
             Refusal::AddressTaken(_) => "address_taken",
             Refusal::OtherName(_) => "identity_has_another_name",
             Refusal::IdentityRevoked => "identity_revoked",
+            Refusal::CertificateRevoked(_) => "certificate_revoked",
+            Refusal::NotAMember(_) => "not_a_member",
             Refusal::NetworkFull(_) => "network_full",
         }
     }
@@ -277,6 +286,9 @@ impl Refusal {
             Refusal::WireGuardKeyTaken(_) => "do not copy state directories: each machine makes its own keys",
             Refusal::AddressTaken(_) => "sign its certificate with a free address",
             Refusal::OtherName(_) => "keep that name, or join with an empty state directory",
+            Refusal::CertificateRevoked(_) | Refusal::NotAMember(_) => {
+                "join again with a new token: wiremesh token create"
+            }
             Refusal::IdentityRevoked => "join with an empty state directory and a new token",
             Refusal::NetworkFull(_) => "revoke members that are gone: wiremesh cert revoke NAME",
         }

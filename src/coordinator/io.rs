@@ -2,9 +2,12 @@
 //!
 //! Order of leaving: listeners close, requests in flight end, what changed is written, the database is closed.
 
+mod fleet;
 mod http;
 mod keys;
 mod metrics;
+mod rotation;
+mod ruling;
 mod serve;
 mod shared;
 mod store;
@@ -19,9 +22,10 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 use tokio_rustls::TlsAcceptor;
-use wiremesh_certs::{Signed, UnixTime};
+use wiremesh_certs::{Signed, Trust, UnixTime};
 
 use self::{
+    ruling::Ruling,
     shared::Shared,
     store::{Saved, Store},
 };
@@ -79,10 +83,10 @@ pub async fn start(config: Config, tasks: &Tasks, mut rng: StdRng) -> anyhow::Re
     let authority = keys::authority(&config, now, &mut rng)?;
     let admin_key = keys::admin_key(&config, &mut rng)?;
     let database = config.database.clone().unwrap_or_else(|| config.data_dir.join(DATABASE));
-    let ca = authority.certificate();
-    let store = Store::open(&database, ca.network(), ca.fingerprint())
+    let store = Store::open(&database, &authority, now)
         .await
         .with_context(|| format!("could not open the database {}", database.display()))?;
+    let ruling = ruling(&config, authority, &store, now).await?;
 
     let listener =
         TcpListener::bind(config.listen).await.with_context(|| format!("could not listen on {}", config.listen))?;
@@ -95,7 +99,8 @@ pub async fn start(config: Config, tasks: &Tasks, mut rng: StdRng) -> anyhow::Re
     let socket_path = config.data_dir.join(SOCKET);
     let socket = serve::bind_socket(&socket_path)?;
 
-    let shared = Arc::new(Shared::new(config, urls.clone(), authority, store, &admin_key, tasks.token().clone(), rng));
+    let stopping = tasks.token().clone();
+    let shared = Arc::new(Shared::new(config, urls.clone(), ruling, store, &admin_key, stopping, rng));
     let members = load(&shared, now).await.context("could not read the members from the database")?;
     let certificate = tls::Certificate::issue(&shared, now)?;
     let acceptor = TlsAcceptor::from(Arc::new(certificate.server_config()?));
@@ -119,6 +124,10 @@ pub async fn start(config: Config, tasks: &Tasks, mut rng: StdRng) -> anyhow::Re
         let shared = shared.clone();
         |stop| certificate.keep(shared, stop)
     });
+    tasks.spawn("rotation", {
+        let shared = shared.clone();
+        |stop| rotation::keep(shared, stop)
+    });
     tasks.spawn("store", |stop| async move {
         let _lock = lock;
         keep_written(&shared, stop).await;
@@ -132,12 +141,26 @@ pub async fn start(config: Config, tasks: &Tasks, mut rng: StdRng) -> anyhow::Re
     Ok(Running { address, urls, socket: socket_path, is_new: members == 0 })
 }
 
-/// Fills the registry with what was known when the last coordinator stopped.
+/// Whom the mesh believes, and the keys to it.
+async fn ruling(
+    config: &Config,
+    first: wiremesh_certs::Authority,
+    store: &Store,
+    now: UnixTime,
+) -> anyhow::Result<(Trust, Ruling)> {
+    let (authorities, crosses) = (store.authorities().await?, store.crosses().await?);
+    let trust = Trust::of(authorities.believed())?;
+    let keys = keys::keys(config, first, &authorities, now)?;
+    Ok((trust, Ruling::new(authorities, crosses, keys)?))
+}
+
+/// Puts the list in force that should be, and fills the registry with what was known when the last coordinator stopped.
 async fn load(shared: &Shared, now: UnixTime) -> anyhow::Result<usize> {
     if let Some(signed) = shared.store.revocations().await? {
         shared.set_revocations(signed, now)?;
     }
-    shared.store.tidy(now).await?;
+    shared.store.tidy(shared.config.renewal_window, now).await?;
+    ruling::refresh(shared).await?;
     let deaf = shared.store.flushed_at().await?.map_or(Duration::ZERO, |at| now.saturating_since(at));
     let members = shared.store.members().await?;
     let count = members.len();
@@ -175,7 +198,13 @@ async fn keep_written(shared: &Shared, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = flushes.tick() => flush(shared).await,
             _ = tidies.tick() => {
-                if let Err(error) = shared.store.tidy(clock::unix()).await {
+                let tidied = shared.store.tidy(shared.config.renewal_window, clock::unix()).await;
+                // What ended need not be on the list any more.
+                let refreshed = match tidied {
+                    Ok(()) => ruling::refresh(shared).await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = refreshed {
                     tracing::warn!("could not tidy the database: {error}");
                 }
             }

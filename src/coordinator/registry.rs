@@ -11,6 +11,7 @@
 //!
 //! [`take_dirty`]: Registry::take_dirty
 
+mod fleet;
 mod views;
 
 use std::{
@@ -25,6 +26,7 @@ use wiremesh_certs::{
 
 use crate::api::{DEFAULT_DHT_PORT, MAX_INTRODUCTIONS};
 
+pub use fleet::{Adoption, Seen, Shown};
 pub use views::NodeKey;
 
 /// A member that missed this many heartbeats is no longer offered to anybody.
@@ -135,6 +137,8 @@ pub struct Registry {
 struct Entry {
     member: Member,
     presence: Option<Presence>,
+    /// What it last proved itself with, also after it left.
+    shown: Option<Shown>,
     /// Place in `Registry::present`.
     slot: Option<usize>,
     /// Who asked for this node since its last heartbeat, oldest first.
@@ -170,14 +174,15 @@ impl Registry {
         match self.entries.get_mut(&member.identity) {
             Some(entry) => entry.member = member,
             None => {
-                let entry = Entry { member: member.clone(), presence: None, slot: None, callers: VecDeque::new() };
-                self.entries.insert(member.identity, entry);
+                let identity = member.identity;
+                let entry = Entry { member, presence: None, shown: None, slot: None, callers: VecDeque::new() };
+                self.entries.insert(identity, entry);
             }
         }
     }
 
     /// Takes in what was said before this coordinator was started. `deaf` is how long it was not running: silence in
-    /// that time was ours.
+    /// that time was ours. Which list it enforces it said itself.
     pub fn restore(
         &mut self,
         trust: &Trust,
@@ -190,8 +195,10 @@ impl Registry {
         self.check_member(&opened.by)?;
         check_offers(trust, &opened)?;
         let Opened { by, payload: record, signed } = opened;
+        let enforces = record.revocations;
         let presence = Presence { signed, record, capabilities, dht_port, last_heartbeat, deaf };
         self.set_presence(by.id(), presence);
+        self.on_shown(&by, enforces);
         Ok(())
     }
 

@@ -167,6 +167,11 @@ impl Renewable {
     pub fn not_after(&self) -> UnixTime {
         self.0.not_after()
     }
+
+    /// Which authority vouches for it, or did.
+    pub fn authority(&self) -> Fingerprint {
+        self.0.authority()
+    }
 }
 
 impl From<Verified> for Renewable {

@@ -133,7 +133,7 @@ async fn a_revoked_member_is_refused_and_the_others_hear_of_it() {
 
     let (status, answer) = mesh.admin(Method::POST, "/revocations", json!({"name": "alpha"})).await;
 
-    assert_eq!((status, &answer["number"]), (StatusCode::OK, &json!(1)));
+    assert_eq!((status, &answer["number"]), (StatusCode::OK, &json!(2)));
     let refused = alpha.client.bootstrap().await.unwrap_err();
     assert_eq!(refused.kind(), Some("revoked"));
     beta_agent.wait_for(|event| matches!(event, Event::RevocationsChanged)).await;

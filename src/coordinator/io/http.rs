@@ -2,6 +2,7 @@
 
 mod admin;
 mod audit;
+mod authority;
 mod discovery;
 mod enrol;
 mod problem;
@@ -25,10 +26,15 @@ use wiremesh_certs::Verified;
 
 use super::shared::Shared;
 use crate::{api, clock, coordinator::audit::Origin};
+pub use authority::described;
 pub use problem::Problem;
 
 /// No request takes longer; the slowest wait for the database.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+/// Those that wait for something to happen may do so first.
+const WAITING_TIMEOUT: Duration = Duration::from_secs(20 + api::authority::MAX_WAIT_SECS);
+/// The routes on which one may wait.
+const WAITING: &[&str] = &["/api/revocations", "/adoption", "/rotation"];
 
 /// Where a request came from.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +59,9 @@ pub type State = axum::extract::State<Arc<Shared>>;
 
 /// What is served over TLS.
 pub fn public(shared: Arc<Shared>) -> Router {
+    // A list at its bound is longer than anything else that members send.
+    let list =
+        get(authority::revocations).post(authority::take_over).layer(DefaultBodyLimit::max(api::MAX_RESPONSE_BYTES));
     let routes = Router::new()
         .route("/", get(discovery::page))
         .route("/health", get(discovery::health))
@@ -67,7 +76,7 @@ pub fn public(shared: Arc<Shared>) -> Router {
         .route("/api/services/discover/{service}", get(discovery::discover))
         .route("/api/models/discover/{model}", get(discovery::discover_model))
         .route("/api/nodes/{node}", get(discovery::node))
-        .route("/api/revocations", get(discovery::revocations));
+        .route("/api/revocations", list);
     finish(routes, shared)
 }
 
@@ -82,7 +91,10 @@ pub fn admin(shared: Arc<Shared>) -> Router {
         .route("/joins/approve", post(admin::approve_join))
         .route("/joins/refuse", post(admin::refuse_join))
         .route("/audit", get(audit::audit))
-        .route("/revocations", post(admin::revoke).get(discovery::revocations_for_admin));
+        .route("/revocations", post(admin::revoke).get(authority::revocations_for_admin))
+        .route("/adoption", get(authority::adoption))
+        .route("/rotation", get(authority::rotation).post(authority::rotate))
+        .route("/members", get(authority::members));
     finish(routes, shared)
 }
 
@@ -108,7 +120,8 @@ async fn around(
     request.extensions_mut().insert(id.clone());
     let route = route.map_or_else(|| "none".to_owned(), |route| route.as_str().to_owned());
     let method = request.method().clone();
-    let mut response = match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
+    let limit = if WAITING.contains(&route.as_str()) { WAITING_TIMEOUT } else { REQUEST_TIMEOUT };
+    let mut response = match tokio::time::timeout(limit, next.run(request)).await {
         Ok(response) => response,
         Err(_) => Problem::new(StatusCode::SERVICE_UNAVAILABLE, "timeout", "the coordinator is too busy").into(),
     };

@@ -1,5 +1,7 @@
 //! What the coordinator counts, for Prometheus.
 
+mod fleet;
+
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -7,6 +9,7 @@ use prometheus_client::{
 };
 
 use crate::api::MemberCounts;
+use fleet::FleetMetrics;
 
 /// Counters and gauges.
 pub struct Metrics {
@@ -16,6 +19,8 @@ pub struct Metrics {
     members: Family<StateLabels, Gauge>,
     revocation_number: Gauge,
     unwritten: Gauge,
+    /// Certificates and authorities.
+    pub fleet: FleetMetrics,
     /// Machines that joined, re-joins included.
     pub enrolled: Counter,
     /// Machines that began to wait for an operator.
@@ -62,6 +67,7 @@ impl Metrics {
             members: Family::default(),
             revocation_number: Gauge::default(),
             unwritten: Gauge::default(),
+            fleet: FleetMetrics::default(),
             enrolled: Counter::default(),
             waiting: Counter::default(),
             untold: Counter::default(),
@@ -73,6 +79,7 @@ impl Metrics {
             connections_refused: Counter::default(),
         };
         let registry = &mut metrics.registry;
+        metrics.fleet.register(registry);
         registry.register("requests", "Requests by route and status", metrics.requests.clone());
         registry.register("refused", "Requests refused, by reason", metrics.refused.clone());
         registry.register("members", "Members by state", metrics.members.clone());

@@ -2,21 +2,18 @@
 
 use std::{
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use arc_swap::ArcSwapOption;
 use rand::{RngCore, SeedableRng, rngs::StdRng};
 use sha2::{Digest, Sha256};
-use tokio::sync::Semaphore;
-use wiremesh_certs::{
-    Authority, Chain, Claims, IssueError, ProofChecker, Refused, Serial, SignedRevocations, Trust, TrustStore,
-    UnixTime, Verified,
-};
+use tokio::sync::{Semaphore, watch};
+use wiremesh_certs::{Chain, Claims, IssueError, ProofChecker, Serial, Trust, TrustStore, UnixTime, Verified};
 use zeroize::Zeroizing;
 
 use super::{
     metrics::Metrics,
+    ruling::Ruling,
     store::{Grant, Store, StoreError},
 };
 use crate::{
@@ -25,6 +22,8 @@ use crate::{
     task::CancellationToken,
 };
 
+/// Members that wait for the next list at once: as many as there can be connections. Beyond, they are answered at once.
+const MAX_LIST_WAITERS: usize = super::serve::MAX_CONNECTIONS;
 /// Who may wait at once for a row of the audit: half of the connections that the operator's socket takes.
 const MAX_WATCHERS: usize = 8;
 
@@ -34,14 +33,20 @@ pub struct Shared {
     pub config: Config,
     /// Where agents reach it.
     pub urls: Vec<String>,
-    /// The key that admits members.
-    pub authority: Authority,
+    /// The authorities that admit members, and their list.
+    pub ruling: Ruling,
     /// Whom it believes.
     pub trust: TrustStore,
     /// What must survive.
     pub store: Store,
     /// What it counts.
     pub metrics: Metrics,
+    /// Room for members that wait for the next list.
+    pub list_waiters: Semaphore,
+    /// Counts what members show of themselves: which list they enforce, which authority their certificate is from.
+    pub fleet: watch::Sender<u64>,
+    /// Since when it hears members.
+    pub started_at: UnixTime,
     /// Room for those who wait for a row of the audit.
     pub watchers: Semaphore,
     /// Cancelled when the coordinator stops: whoever waits for something to happen is answered.
@@ -50,7 +55,6 @@ pub struct Shared {
     registry: Mutex<Registry>,
     proofs: Mutex<ProofChecker>,
     limiter: Mutex<Limiter>,
-    revocations: ArcSwapOption<SignedRevocations>,
     rng: Mutex<StdRng>,
 }
 
@@ -59,27 +63,28 @@ impl Shared {
     pub fn new(
         config: Config,
         urls: Vec<String>,
-        authority: Authority,
+        (trust, ruling): (Trust, Ruling),
         store: Store,
         admin_key: &Zeroizing<String>,
         stopping: CancellationToken,
         rng: StdRng,
     ) -> Shared {
-        let trust = Trust::new(authority.certificate().clone());
         Shared {
             admin_key_hash: Sha256::digest(admin_key.trim().as_bytes()).into(),
             registry: Mutex::new(Registry::new(config.heartbeat_interval)),
             proofs: Mutex::new(ProofChecker::new(crate::api::audience(trust.mesh()), clock::unix())),
             limiter: Mutex::new(Limiter::new(clock::now())),
             watchers: Semaphore::new(MAX_WATCHERS),
+            list_waiters: Semaphore::new(MAX_LIST_WAITERS),
+            fleet: watch::Sender::new(0),
+            started_at: clock::unix(),
             stopping,
-            revocations: ArcSwapOption::empty(),
             rng: Mutex::new(rng),
             metrics: Metrics::new(),
             trust: TrustStore::new(trust),
             config,
             urls,
-            authority,
+            ruling,
             store,
         }
     }
@@ -106,19 +111,9 @@ impl Shared {
         StdRng::from_seed(*seed)
     }
 
-    /// The revocation list in force, signed.
-    pub fn revocations(&self) -> Option<Arc<SignedRevocations>> {
-        self.revocations.load_full()
-    }
-
-    /// Puts a revocation list in force, unless a newer one is.
-    pub fn set_revocations(&self, signed: SignedRevocations, now: UnixTime) -> Result<(), Refused> {
-        match self.trust.apply_revocations(&signed, now) {
-            Ok(true) => self.revocations.store(Some(Arc::new(signed))),
-            Ok(false) | Err(Refused::OlderRevocations { .. }) => {}
-            Err(refused) => return Err(refused),
-        }
-        Ok(())
+    /// A member showed something of itself that others may wait for.
+    pub fn fleet_changed(&self) {
+        self.fleet.send_modify(|version| *version = version.wrapping_add(1));
     }
 
     /// Whether `key` is the admin key. Hashes are compared, so that time tells nothing about the key.
@@ -137,11 +132,10 @@ impl Shared {
             services: grant.services.clone(),
             lifetime: self.config.certificate_lifetime,
         };
-        let chain = self.authority.issue(&claims, now, &mut self.rng())?;
+        let chain = self.ruling.in_force().issuer.issue(&claims, now, &mut self.rng())?;
         // What is not believed here is believed nowhere: a certificate leaves this program only if it verifies.
-        let verified = Trust::new(self.authority.certificate().clone())
-            .verify(&chain, now)
-            .map_err(|refused| IssueError::Encoding(refused.to_string()))?;
+        let verified = self.trust.current().verify(&chain, now);
+        let verified = verified.map_err(|refused| IssueError::WouldBeRefused(Box::new(refused)))?;
         Ok((chain, verified.serial(), verified.not_after()))
     }
 

@@ -7,6 +7,7 @@ mod audit;
 mod enrol;
 mod facts;
 mod joins;
+mod list;
 mod revoke;
 mod tokens;
 
@@ -18,17 +19,19 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous},
 };
 use tokio::sync::watch;
-use wiremesh_certs::{Fingerprint, IssueError, NodeId, SignError, UnixTime, WgPublicKey};
+use wiremesh_certs::{Authority, Fingerprint, IssueError, NodeId, Refused, SignError, UnixTime, WgPublicKey};
 
 use crate::coordinator::{
     enrolment::{self, Refusal},
     registry::{Capabilities, Dirty, Member},
+    rotation::{CannotRotate, Known},
 };
 
 pub use audit::Wanted;
-pub use enrol::{Enrolled, Grant};
+pub use enrol::{Enrolled, Grant, Newcomers};
 pub use joins::{Verdict, Waits, Who};
-pub use revoke::Target;
+pub use list::{Change, Published};
+pub use revoke::{Revocation, Target};
 
 /// How long a request waits for the connection before it fails.
 const WAIT: Duration = Duration::from_secs(10);
@@ -60,6 +63,15 @@ pub enum StoreError {
     /// The authority did not sign.
     #[error(transparent)]
     Issue(#[from] IssueError),
+    /// A rotation does not begin or go on.
+    #[error(transparent)]
+    CannotRotate(#[from] CannotRotate),
+    /// Its file is missing.
+    #[error("the key of the authority {0} is not here")]
+    NoKey(Fingerprint),
+    /// Members would not take the list over, so it is not published.
+    #[error("the list would be refused by members: {0}")]
+    Unbelieved(#[source] Refused),
     /// The revocation list could not be signed.
     #[error("the revocation list could not be signed: {0}")]
     Sign(#[from] SignError),
@@ -101,8 +113,9 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens or makes the database and brings its tables up to date.
-    pub async fn open(path: &Path, network: IpNet, authority: Fingerprint) -> anyhow::Result<Store> {
+    /// Opens or makes the database and brings its tables up to date. `first` is the authority in ca.crt: the mesh's first,
+    /// or whichever of its later ones the operator put there.
+    pub async fn open(path: &Path, first: &Authority, now: UnixTime) -> anyhow::Result<Store> {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -134,16 +147,24 @@ impl Store {
             .connect_with(options)
             .await?;
         sqlx::migrate!("src/coordinator/migrations").run(&pool).await?;
-        let store = Store { pool, network, grew };
-        match store.fact(fact::AUTHORITY).await? {
-            None => {
-                let mut tx = store.begin().await?;
-                set_fact(&mut tx, fact::AUTHORITY, &authority.0).await?;
-                tx.commit().await?;
-            }
-            Some(known) if known == authority.0 => {}
-            Some(_) => anyhow::bail!("{} belongs to another authority than ca.crt", path.display()),
+        let store = Store { pool, network: first.certificate().network(), grew };
+        let given = first.certificate().fingerprint();
+        let founder = store.fact(fact::AUTHORITY).await?;
+        if founder.is_none() {
+            let mut tx = store.begin().await?;
+            set_fact(&mut tx, fact::AUTHORITY, &given.0).await?;
+            tx.commit().await?;
         }
+        let is_founder = founder.is_none_or(|founder| founder == given.0);
+        if is_founder {
+            store.note_first(first, now).await?;
+        }
+        let is_known = |known: &Known| known.fingerprint() == given;
+        anyhow::ensure!(
+            is_founder || store.authorities().await?.all().iter().any(is_known),
+            "{} belongs to another authority than ca.crt",
+            path.display()
+        );
         Ok(store)
     }
 
@@ -203,10 +224,11 @@ impl Store {
         Ok(bytes.and_then(|bytes| bytes.try_into().ok()).map(|bytes| UnixTime(u64::from_be_bytes(bytes))))
     }
 
-    /// Forgets what no longer matters to anybody.
-    pub async fn tidy(&self, now: UnixTime) -> Result<(), StoreError> {
+    /// Forgets what no longer matters to anybody: a certificate that ended may be renewed for `renewal_window`, and must
+    /// not be if it was revoked.
+    pub async fn tidy(&self, renewal_window: Duration, now: UnixTime) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
-        let ended = integer(now.0);
+        let ended = integer(now.minus(renewal_window).0);
         sqlx::query("DELETE FROM revocations WHERE ends_at < ?").bind(ended).execute(&mut *tx).await?;
         sqlx::query("DELETE FROM certificates WHERE not_after < ?").bind(ended).execute(&mut *tx).await?;
         joins::lapse(&mut tx, now).await?;

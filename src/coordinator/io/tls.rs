@@ -14,9 +14,9 @@ use rustls::{
 use wiremesh_certs::UnixTime;
 
 use super::shared::Shared;
-use crate::{clock, task::CancellationToken};
+use crate::{clock, coordinator::list, task::CancellationToken};
 
-/// Looked at this often, in case the machine slept through the moment.
+/// Looked at this often, also in case the machine slept through the moment.
 const CHECK_EVERY: Duration = Duration::from_secs(60);
 
 /// The certificate in use and when to replace it.
@@ -42,23 +42,29 @@ impl Certificate {
         Ok(config)
     }
 
-    /// Replaces the certificate at half its life, until stopped.
+    /// Replaces the certificate at half its life, and when the authorities change, until stopped.
     pub async fn keep(self: Arc<Self>, shared: Arc<Shared>, stop: CancellationToken) -> anyhow::Result<()> {
         let half = shared.config.certificate_lifetime / 2;
         let mut renew_at = clock::unix().plus(half);
+        let mut lists = shared.ruling.list_changes();
+        let mut shown = shared.ruling.in_force();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
+                _ = lists.changed() => {}
                 () = tokio::time::sleep(CHECK_EVERY.min(half)) => {}
             }
             let now = clock::unix();
-            if now < renew_at {
+            let in_force = shared.ruling.in_force();
+            let is_same = in_force.authorities == shown.authorities && in_force.crosses == shown.crosses;
+            if now < renew_at && is_same {
                 continue;
             }
             match certified(&shared, now) {
                 Ok(key) => {
                     self.current.store(Arc::new(key));
                     renew_at = now.plus(half);
+                    shown = in_force;
                     tracing::info!("TLS certificate renewed");
                 }
                 Err(error) => tracing::error!("could not renew the TLS certificate: {error:#}"),
@@ -76,7 +82,9 @@ impl ResolvesServerCert for Certificate {
 
 fn certified(shared: &Shared, now: UnixTime) -> anyhow::Result<CertifiedKey> {
     let lifetime = shared.config.certificate_lifetime;
-    let (chain, key) = shared.authority.issue_coordinator_tls(lifetime, now, &mut shared.rng())?;
+    let in_force = shared.ruling.in_force();
+    let (chain, key) = in_force.issuer.issue_coordinator_tls(lifetime, now, &mut shared.rng())?;
+    let chain = list::shown(chain, &in_force.authorities, &in_force.crosses, now);
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.to_pkcs8_der().to_vec()));
     let signer = ring::sign::any_supported_type(&key).context("the TLS key cannot be used")?;
     Ok(CertifiedKey::new(chain.into_iter().map(CertificateDer::from).collect(), signer))

@@ -158,13 +158,9 @@ impl Registry {
         self.dirty.len()
     }
 
-    /// Every member, by name, for the web page: at most `limit`.
-    pub fn members(&self, limit: usize) -> impl Iterator<Item = (&Member, Option<&Presence>)> {
-        self.by_name
-            .values()
-            .filter_map(|id| self.entries.get(id))
-            .map(|entry| (&entry.member, entry.presence.as_ref()))
-            .take(limit)
+    /// What a member last said about itself, if it has not left.
+    pub fn said(&self, identity: &NodeId) -> Option<&Presence> {
+        self.entries.get(identity)?.presence.as_ref()
     }
 
     /// Whether somebody was heard from within [`MISSED_INTERVALS`], not counting time in which we were deaf.
@@ -173,7 +169,7 @@ impl Registry {
         silent < self.interval * MISSED_INTERVALS
     }
 
-    fn healthy(&self, identity: &NodeId, now: UnixTime) -> Option<(&Member, &Presence)> {
+    pub(super) fn healthy(&self, identity: &NodeId, now: UnixTime) -> Option<(&Member, &Presence)> {
         self.presence(identity).filter(|(_, presence)| self.is_healthy(presence, now))
     }
 

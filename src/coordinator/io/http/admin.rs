@@ -14,6 +14,7 @@ use crate::{
         config::public_url,
         enrolment,
         io::{
+            ruling,
             shared::Shared,
             store::{Target, Verdict, Who},
         },
@@ -46,7 +47,8 @@ pub async fn create_token(
         return Err(problem.hint("give --url https://HOST:PORT, or set public_urls in the coordinator's configuration"));
     }
     let now = clock::unix();
-    let ca = shared.authority.certificate();
+    let in_force = shared.ruling.in_force();
+    let ca = in_force.authorities.issuing().root();
     let token = JoinToken::generate(urls, ca.mesh().clone(), ca.fingerprint(), &mut shared.rng())
         .map_err(|error| bad(error.to_string()))?;
     let secret_hash = token.secret_hash();
@@ -143,9 +145,7 @@ async fn decide_join(
 
 /// `POST /revocations`
 ///
-/// Goes on if its client leaves or its time is over: a revocation that is in the database and not in force would be
-/// neither done nor repeatable.
-#[expect(clippy::disallowed_methods, reason = "it ends by itself, and its end is awaited by whoever still wants it")]
+/// Goes on if its client leaves or its time is over.
 pub async fn revoke(
     axum::extract::State(shared): State,
     Extension(operator): Extension<Operator>,
@@ -157,14 +157,13 @@ pub async fn revoke(
         Revoke { name: None, identity: None, serial: Some(serial) } => Target::Serial(serial),
         _ => return Err(Problem::bad_request("bad_revocation", "exactly one of name, identity and serial")),
     };
-    let done = tokio::task::spawn(put_in_force(shared, target, operator.origin())).await;
+    let done = ruling::to_its_end(put_in_force(shared, target, operator.origin())).await;
     done.unwrap_or_else(|error| Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error)))
 }
 
 async fn put_in_force(shared: Arc<Shared>, target: Target, origin: Origin) -> Result<Json<Revoked>, Problem> {
     let now = clock::unix();
-    let revoked = shared.store.revoke(&target, &origin, now, |list| shared.authority.sign_revocations(list)).await?;
-    shared.set_revocations(revoked.signed, now)?;
+    let revoked = shared.revoke(&target, &origin, now).await?;
     match target {
         Target::Name(_) | Target::Identity(_) => shared.registry().remove(revoked.identity),
         // The member may have another certificate; it is heard again if so.
@@ -172,6 +171,8 @@ async fn put_in_force(shared: Arc<Shared>, target: Target, origin: Origin) -> Re
             shared.registry().unregister(revoked.identity);
         }
     }
-    tracing::info!(identity = %revoked.identity, number = revoked.number, "revoked");
-    Ok(Json(Revoked { number: revoked.number, name: revoked.name }))
+    shared.fleet_changed();
+    let number = revoked.published.number;
+    tracing::info!(identity = %revoked.identity, number, "revoked");
+    Ok(Json(Revoked { number, name: revoked.name }))
 }

@@ -12,10 +12,10 @@ use super::{Caller, Problem, State};
 use crate::{
     api::{
         ANY_MODEL, BootstrapResponse, DiscoverModelResponse, DiscoverResponse, HealthResponse, NodeResponse,
-        RevocationsResponse, ServicesResponse,
+        ServicesResponse,
     },
     clock,
-    coordinator::{io::shared::Shared, page, registry::NodeKey},
+    coordinator::{care, page, registry::NodeKey},
 };
 
 /// What Prometheus expects of `prometheus-client`'s text.
@@ -34,18 +34,22 @@ pub async fn health(axum::extract::State(shared): State) -> Json<HealthResponse>
 
 /// `GET /metrics`: open, and says nothing about anybody.
 pub async fn metrics(axum::extract::State(shared): State) -> Response {
+    let (now, number) = (clock::unix(), shared.trust.current().revocation_number());
     let (counts, unwritten) = {
         let registry = shared.registry();
-        (registry.counts(clock::unix()), registry.dirty_count())
+        shared.metrics.fleet.set(&registry, &shared.ruling.in_force().authorities, number, now);
+        (registry.counts(now), registry.dirty_count())
     };
-    let text = shared.metrics.encode(counts, shared.trust.current().revocation_number(), unwritten);
+    let text = shared.metrics.encode(counts, number, unwritten);
     ([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response()
 }
 
 /// `GET /`
 pub async fn page(axum::extract::State(shared): State, caller: Caller) -> Result<Response, Problem> {
     caller.reader(&shared)?;
-    let html = page::render(&shared.config, &shared.registry(), clock::unix());
+    let now = clock::unix();
+    let care = care::of(&shared.ruling.in_force().authorities, now);
+    let html = page::render(&shared.config, &shared.registry(), &shared.ruling.in_force().authorities, &care, now);
     let headers = [
         (header::CONTENT_SECURITY_POLICY, PAGE_POLICY),
         (header::CACHE_CONTROL, "no-store"),
@@ -134,25 +138,4 @@ pub async fn node(
         registry.introduce(asker.id(), target);
     }
     Ok(Json(NodeResponse { record }))
-}
-
-/// `GET /api/revocations`
-pub async fn revocations(
-    axum::extract::State(shared): State,
-    caller: Caller,
-) -> Result<Json<RevocationsResponse>, Problem> {
-    caller.reader(&shared)?;
-    Ok(Json(list(&shared)))
-}
-
-/// The same on the Unix socket.
-pub async fn revocations_for_admin(axum::extract::State(shared): State) -> Json<RevocationsResponse> {
-    Json(list(&shared))
-}
-
-fn list(shared: &Shared) -> RevocationsResponse {
-    RevocationsResponse {
-        number: shared.trust.current().revocation_number(),
-        revocations: shared.revocations().map(|signed| signed.as_ref().clone()),
-    }
 }

@@ -9,7 +9,7 @@ use axum::{
 };
 use wiremesh_certs::{CertificateRequest, Chain, JoinToken, hash_of_secret};
 
-use super::{Body, Caller, Problem, Source, State};
+use super::{Body, Problem, Source, State, authority::Returning};
 use crate::{
     api::{EnrollRequest, EnrollResponse, JoinWaiting, RenewResponse},
     clock,
@@ -18,7 +18,7 @@ use crate::{
         enrolment::Refusal,
         io::{
             shared::Shared,
-            store::{Enrolled, Waits},
+            store::{Enrolled, Newcomers, Waits},
         },
         limiter::TooMany,
         registry::Member,
@@ -63,19 +63,21 @@ pub async fn enroll(
     }
 }
 
-/// `POST /api/certs/renew`
+/// `POST /api/certs/renew`: also for whoever was away while its certificate ended or its authority was replaced.
 pub async fn renew(
     axum::extract::State(shared): State,
     Extension(Source(source)): Extension<Source>,
-    caller: Caller,
+    Returning(by): Returning,
 ) -> Result<Json<RenewResponse>, Problem> {
-    let by = caller.member()?;
     let now = clock::unix();
-    let (member, chain) = shared.store.renew(&by, source, now, |grant| shared.issue(grant, now)).await?;
+    let is_member = now < by.not_after() && shared.trust.current().believes(&by.authority());
+    let newcomers = if is_member { Newcomers::Welcome } else { Newcomers::Refused };
+    let renewed = shared.store.renew(&by, newcomers, source, now, |grant| shared.issue(grant, now));
+    let (member, chain) = renewed.await?;
     shared.metrics.renewed.inc();
     tracing::info!(name = %member.name, identity = %member.identity, "certificate renewed");
     shared.registry().admit(member);
-    let revocations = shared.revocations().map(|signed| signed.as_ref().clone());
+    let revocations = shared.ruling.list().map(|signed| signed.as_ref().clone());
     Ok(Json(RenewResponse { certificate: chain.to_pem(), revocations }))
 }
 
@@ -83,7 +85,7 @@ fn welcome(shared: &Shared, member: Member, chain: &Chain) -> EnrollResponse {
     shared.metrics.enrolled.inc();
     tracing::info!(name = %member.name, address = %member.address, identity = %member.identity, "joined");
     let (identity, overlay_address) = (member.identity, member.address);
-    let mut rng = shared.rng();
+    let (mut rng, trust) = (shared.rng(), shared.trust.current());
     let bootstrap = {
         let mut registry = shared.registry();
         registry.admit(member);
@@ -91,11 +93,11 @@ fn welcome(shared: &Shared, member: Member, chain: &Chain) -> EnrollResponse {
     };
     EnrollResponse {
         certificate: chain.to_pem(),
-        authority: shared.authority.certificate().pem(),
-        mesh: shared.authority.certificate().mesh().clone(),
+        authority: shared.ruling.in_force().roots_pem(),
+        mesh: trust.mesh().clone(),
         overlay_address,
-        network: shared.authority.certificate().network(),
-        revocations: shared.revocations().map(|signed| signed.as_ref().clone()),
+        network: trust.network(),
+        revocations: shared.ruling.list().map(|signed| signed.as_ref().clone()),
         bootstrap,
         coordinators: shared.urls.clone(),
         heartbeat_interval_secs: shared.config.heartbeat_interval.as_secs(),

@@ -141,6 +141,8 @@ impl From<Refusal> for Problem {
             | Refusal::TokenUsed { .. }
             | Refusal::Declined
             | Refusal::TokenForAnotherName { .. }
+            | Refusal::CertificateRevoked(_)
+            | Refusal::NotAMember(_)
             | Refusal::IdentityRevoked => StatusCode::FORBIDDEN,
             Refusal::NameReserved
             | Refusal::NameTaken { .. }
@@ -180,8 +182,13 @@ impl From<StoreError> for Problem {
                 .hint("wiremesh join list shows identities; compare with what the machine itself says"),
             StoreError::Full(what) => Problem::new(StatusCode::TOO_MANY_REQUESTS, "full", what),
             StoreError::Issue(issue) => Problem::new(StatusCode::CONFLICT, "not_issued", issue),
+            StoreError::CannotRotate(why) => Problem::new(StatusCode::CONFLICT, "cannot_rotate", &why).hint(why.hint()),
+            StoreError::Unbelieved(ref refused) => {
+                let (problem, hint) = (Problem::new(StatusCode::CONFLICT, "unbelieved", &error), refused.hint());
+                hint.into_iter().fold(problem, Problem::hint)
+            }
             // What is wrong with the disk is the operator's business, not the caller's.
-            StoreError::Sign(_) | StoreError::Corrupt(_) | StoreError::Database(_) => {
+            StoreError::NoKey(_) | StoreError::Sign(_) | StoreError::Corrupt(_) | StoreError::Database(_) => {
                 tracing::error!("{error}");
                 Problem::new(
                     StatusCode::SERVICE_UNAVAILABLE,

@@ -65,6 +65,7 @@ pub async fn unregister(
     }
     let (identity, name) = found.ok_or_else(|| Problem::not_found(format!("there is no member {id}")))?;
     let was_there = shared.registry().unregister(identity);
+    shared.fleet_changed();
     tracing::info!(%name, %identity, "left");
     Ok(Json(serde_json::json!({ "worker_id": name, "unregistered": was_there })))
 }
@@ -92,7 +93,12 @@ fn answer(
 ) -> HeartbeatResponse {
     shared.metrics.heartbeats.inc();
     let number = shared.trust.current().revocation_number();
-    let revocations = shared.revocations().filter(|_| revocation_number < number);
+    let revocations = shared.ruling.list().filter(|_| revocation_number < number);
+    // A number that we never gave proves nothing.
+    let enforces = if revocation_number <= number { revocation_number } else { 0 };
+    if shared.registry().on_shown(by, enforces) {
+        shared.fleet_changed();
+    }
     HeartbeatResponse {
         revocation_number: number,
         revocations: revocations.map(|signed| signed.as_ref().clone()),
@@ -100,6 +106,6 @@ fn answer(
         coordinators: shared.urls.clone(),
         interval_secs: shared.config.heartbeat_interval.as_secs(),
         register: !shared.registry().is_registered(by.id()),
-        send_revocations: false,
+        send_revocations: revocation_number > number,
     }
 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use sqlx::{Row, Sqlite, Transaction};
 use wiremesh_certs::{
-    AllowedServices, CertificateRequest, Chain, GroupName, IssueError, NodeId, NodeName, OverlayIp, Serial,
+    AllowedServices, CertificateRequest, Chain, GroupName, IssueError, NodeId, NodeName, OverlayIp, Renewable, Serial,
     ServiceName, UnixTime, Verified, WgPublicKey, allowed_services,
 };
 
@@ -33,6 +33,15 @@ pub struct Grant {
     pub groups: Vec<GroupName>,
     /// What it may offer.
     pub services: AllowedServices,
+}
+
+/// Whether somebody that is not known here may be taken in by its certificate alone.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Newcomers {
+    /// It was signed offline, by an authority that is believed.
+    Welcome,
+    /// It has ended, or its authority is one that was.
+    Refused,
 }
 
 /// Signs a grant; also says serial number and end of what it signed.
@@ -143,15 +152,32 @@ impl Store {
         Ok(Enrolled::Joined { member: grant.member, chain })
     }
 
-    /// A fresh certificate for a member: the same name and address, groups and services.
+    /// A fresh certificate for a member: the same name and address, groups and services. Its certificate may have ended,
+    /// or be from an authority that is no longer believed; then it must be a member that is known here, since whoever has
+    /// such an authority's key could vouch for anybody else.
     pub async fn renew(
         &self,
-        by: &Verified,
+        by: &Renewable,
+        newcomers: Newcomers,
         from: IpAddr,
         now: UnixTime,
         issue: impl Issue,
     ) -> Result<(Member, Chain), StoreError> {
         let mut tx = self.begin().await?;
+        let revoked: Option<i64> = sqlx::query_scalar("SELECT 1 FROM revocations WHERE kind = 'serial' AND value = ?")
+            .bind(by.serial().0.as_slice())
+            .fetch_optional(&mut *tx)
+            .await?;
+        if revoked.is_some() {
+            return Err(Refusal::CertificateRevoked(by.serial()).into());
+        }
+        let known: Option<i64> = sqlx::query_scalar("SELECT 1 FROM members WHERE identity = ?")
+            .bind(by.id().0.as_slice())
+            .fetch_optional(&mut *tx)
+            .await?;
+        if known.is_none() && newcomers == Newcomers::Refused {
+            return Err(Refusal::NotAMember(by.name().clone()).into());
+        }
         let member = self.adopt_in(&mut tx, by, from, now).await?;
         has_room(&mut tx, by.id(), now).await?;
         let row = sqlx::query("SELECT groups, services FROM members WHERE identity = ?")
@@ -165,7 +191,7 @@ impl Store {
         let grant = Grant { member, groups, services };
         let (chain, serial, not_after) = issue(&grant)?;
         write_certificate(&mut tx, &serial, by.id(), now, not_after).await?;
-        let event = Event::new(Kind::Renewed, &Origin::member(by, from))
+        let event = Event::new(Kind::Renewed, &Origin::named(by.name(), by.id(), from))
             .about(by.name(), by.id())
             .with("serial", serial)
             .with("until", not_after);
@@ -178,7 +204,7 @@ impl Store {
     /// offline, or its enrolment was cut off. Refused if anything it holds is another's.
     pub async fn adopt(&self, by: &Verified, from: IpAddr, now: UnixTime) -> Result<Member, StoreError> {
         let mut tx = self.begin().await?;
-        let member = self.adopt_in(&mut tx, by, from, now).await?;
+        let member = self.adopt_in(&mut tx, &Renewable::from(by.clone()), from, now).await?;
         tx.commit().await?;
         Ok(member)
     }
@@ -186,7 +212,7 @@ impl Store {
     async fn adopt_in(
         &self,
         tx: &mut Transaction<'_, Sqlite>,
-        by: &Verified,
+        by: &Renewable,
         from: IpAddr,
         now: UnixTime,
     ) -> Result<Member, StoreError> {
@@ -216,7 +242,7 @@ impl Store {
         let grant = Grant { member, groups: by.groups().to_vec(), services: by.services().clone() };
         write_member(tx, host, &grant, now).await?;
         write_certificate(tx, &by.serial(), by.id(), by.not_before(), by.not_after()).await?;
-        let event = Event::new(Kind::Adopted, &Origin::member(by, from))
+        let event = Event::new(Kind::Adopted, &Origin::named(by.name(), by.id(), from))
             .about(by.name(), by.id())
             .with("address", grant.member.address)
             .with("groups", &grant.groups)

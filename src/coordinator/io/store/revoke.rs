@@ -1,11 +1,13 @@
-//! Revocations at rest: what is revoked, and the signed list that says so.
-
-use std::collections::BTreeSet;
+//! Revocations at rest: what is revoked, until when that matters, and for whom.
 
 use sqlx::{Row, Sqlite, Transaction};
-use wiremesh_certs::{NodeId, NodeName, RevocationList, Serial, SignError, SignedRevocations, UnixTime};
+use wiremesh_certs::{NodeId, NodeName, Serial, UnixTime};
 
-use super::{Store, StoreError, audit, fact, integer, node_id, parsed, set_fact};
+use super::{
+    Store, StoreError, audit, integer,
+    list::{self, Make, Published},
+    node_id, parsed,
+};
 use crate::coordinator::audit::{Event, Kind, Origin};
 
 /// What is to be revoked.
@@ -26,9 +28,7 @@ pub struct Revocation {
     /// What that member is called.
     pub name: Option<NodeName>,
     /// The list that says so.
-    pub number: u64,
-    /// The same, signed.
-    pub signed: SignedRevocations,
+    pub published: Published,
 }
 
 impl Store {
@@ -38,7 +38,7 @@ impl Store {
         target: &Target,
         origin: &Origin,
         now: UnixTime,
-        sign: impl FnOnce(&RevocationList) -> Result<SignedRevocations, SignError> + Send,
+        make: impl Make,
     ) -> Result<Revocation, StoreError> {
         let mut tx = self.begin().await?;
         let (identity, serial) = find(&mut tx, target).await?;
@@ -68,24 +68,13 @@ impl Store {
                 .execute(&mut *tx)
                 .await?;
         }
-        let list = next_list(&mut tx, now).await?;
-        let signed = sign(&list)?;
-        set_fact(&mut tx, fact::REVOCATION_NUMBER, &list.number.to_be_bytes()).await?;
-        set_fact(&mut tx, fact::REVOCATIONS, signed.as_bytes()).await?;
+        let published = list::next_list(&mut tx, now, make).await?;
         let event = Event { name: name.clone(), identity: Some(identity), ..Event::new(Kind::Revoked, origin) }
-            .with("number", list.number)
+            .with("number", published.number)
             .with_if("serial", serial.map(|(serial, _)| serial));
         audit::write(&mut tx, &event, now).await?;
         tx.commit().await?;
-        Ok(Revocation { identity, name, number: list.number, signed })
-    }
-
-    /// The list in force, if anything was ever revoked.
-    pub async fn revocations(&self) -> Result<Option<SignedRevocations>, StoreError> {
-        let bytes = self.fact(fact::REVOCATIONS).await?;
-        bytes
-            .map(|bytes| SignedRevocations::from_bytes(&bytes).map_err(|_| StoreError::Corrupt("revocation list")))
-            .transpose()
+        Ok(Revocation { identity, name, published })
     }
 }
 
@@ -130,32 +119,4 @@ async fn last_end(tx: &mut Transaction<'_, Sqlite>, identity: NodeId, now: UnixT
         .fetch_one(&mut **tx)
         .await?;
     Ok(end.unwrap_or(0).max(integer(now.0)))
-}
-
-async fn next_list(tx: &mut Transaction<'_, Sqlite>, now: UnixTime) -> Result<RevocationList, StoreError> {
-    let number: Option<Vec<u8>> = sqlx::query_scalar("SELECT value FROM facts WHERE key = ?")
-        .bind(fact::REVOCATION_NUMBER)
-        .fetch_optional(&mut **tx)
-        .await?;
-    let number = match number {
-        Some(bytes) => u64::from_be_bytes(bytes.try_into().map_err(|_| StoreError::Corrupt("revocation number"))?),
-        None => 0,
-    };
-    let rows = sqlx::query("SELECT kind, value FROM revocations WHERE ends_at >= ?")
-        .bind(integer(now.0))
-        .fetch_all(&mut **tx)
-        .await?;
-    let (mut serials, mut identities) = (BTreeSet::new(), BTreeSet::new());
-    for row in rows {
-        let value: Vec<u8> = row.try_get("value")?;
-        match row.try_get::<String, _>("kind")?.as_str() {
-            "serial" => {
-                serials.insert(Serial(value.try_into().map_err(|_| StoreError::Corrupt("serial number"))?));
-            }
-            _ => {
-                identities.insert(node_id(value)?);
-            }
-        }
-    }
-    Ok(RevocationList { number: number + 1, serials, identities, ..RevocationList::default() })
 }

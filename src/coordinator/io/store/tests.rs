@@ -6,14 +6,20 @@ use std::net::IpAddr;
 use rand::{SeedableRng, rngs::StdRng};
 use wiremesh_certs::{
     AllowedServices, Authority, CaParameters, CertificateRequest, Chain, Claims, IdentityKey, MeshName, NodeName,
-    RevocationList, Serial, SignedRevocations, Trust, Verified,
+    Policy, Renewable, RevocationList, Serial, SignedRevocations, Trust, Verified,
 };
 
 use super::*;
 use crate::{
     api::admin::AuditRow,
-    coordinator::{audit::Origin, enrolment::Token},
+    coordinator::{
+        audit::Origin,
+        enrolment::Token,
+        list::{Facts, compose},
+    },
 };
+
+mod list;
 
 const NOW: UnixTime = UnixTime(1_800_000_000);
 const SECRET: [u8; 32] = [7; 32];
@@ -30,18 +36,21 @@ struct Fixture {
 }
 
 async fn fixture(network: &str) -> Fixture {
-    let mut rng = StdRng::seed_from_u64(1);
+    let rng = StdRng::seed_from_u64(1);
+    let authority = authority(network, 1);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("coordinator.db");
+    let store = Store::open(&path, &authority, NOW).await.unwrap();
+    Fixture { store, authority, rng, _directory: directory }
+}
+
+fn authority(network: &str, seed: u64) -> Authority {
     let parameters = CaParameters {
         mesh: MeshName::new("lab").unwrap(),
         network: network.parse().unwrap(),
         lifetime: Duration::from_secs(86_400 * 365),
     };
-    let authority = Authority::create(&parameters, NOW, &mut rng).unwrap();
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("coordinator.db");
-    let fingerprint = authority.certificate().fingerprint();
-    let store = Store::open(&path, parameters.network, fingerprint).await.unwrap();
-    Fixture { store, authority, rng, _directory: directory }
+    Authority::create(&parameters, NOW, &mut StdRng::seed_from_u64(seed)).unwrap()
 }
 
 impl Fixture {
@@ -94,13 +103,14 @@ impl Fixture {
     }
 
     async fn revoke(&self, target: Target) -> Result<RevocationList, StoreError> {
-        let mut signed = None;
-        let sign = |list: &RevocationList| {
-            signed = Some(list.clone());
-            self.authority.sign_revocations(list)
+        let mut made = None;
+        let make = |facts: &Facts| {
+            let list = compose(facts, &Policy::default(), NOW);
+            made = Some(list.clone());
+            Ok(Some(self.authority.sign_revocations(&list)?))
         };
-        self.store.revoke(&target, &Origin::operator(UID), NOW, sign).await?;
-        Ok(signed.unwrap())
+        self.store.revoke(&target, &Origin::operator(UID), NOW, make).await?;
+        Ok(made.unwrap())
     }
 }
 
@@ -195,7 +205,10 @@ async fn groups_and_services_of_a_token_are_in_the_certificate_and_stay_there() 
 
     let by = fixture.verified(&request(1, "n1")).await;
     let (authority, rng) = (&fixture.authority, &mut fixture.rng);
-    let (_, chain) = fixture.store.renew(&by, HERE, NOW, |grant| issue(authority, grant, NOW, rng)).await.unwrap();
+    let renewing = Renewable::from(by.clone());
+    let renewed =
+        fixture.store.renew(&renewing, Newcomers::Refused, HERE, NOW, |grant| issue(authority, grant, NOW, rng));
+    let (_, chain) = renewed.await.unwrap();
     let renewed = Trust::new(authority.certificate().clone()).verify(&chain, NOW).unwrap();
 
     for verified in [by, renewed] {
@@ -298,7 +311,9 @@ async fn a_member_signed_offline_is_taken_in_unless_it_holds_what_is_anothers() 
     assert_eq!(refusal(fixture.store.adopt(&same_address, HERE, NOW).await), "address_taken");
     assert_eq!(refusal(fixture.store.adopt(&same_name, HERE, NOW).await), "name_taken");
     let (authority, rng) = (&fixture.authority, &mut fixture.rng);
-    let renewed = fixture.store.renew(&good, HERE, NOW, |grant| issue(authority, grant, NOW, rng)).await.unwrap();
+    let by = Renewable::from(good.clone());
+    let renewed = fixture.store.renew(&by, Newcomers::Welcome, HERE, NOW, |grant| issue(authority, grant, NOW, rng));
+    let renewed = renewed.await.unwrap();
     assert_eq!(renewed.0.address, good.address());
 }
 
@@ -309,10 +324,13 @@ async fn a_member_cannot_fill_the_database_with_renewals() {
     let request = request(1, "n1");
     let by = fixture.verified(&request).await;
     let (authority, rng) = (&fixture.authority, &mut fixture.rng);
+    let by = Renewable::from(by);
 
     let mut renewed = 0;
     let refused = loop {
-        match fixture.store.renew(&by, HERE, NOW, |grant| issue(authority, grant, NOW, rng)).await {
+        let renewing =
+            fixture.store.renew(&by, Newcomers::Welcome, HERE, NOW, |grant| issue(authority, grant, NOW, rng));
+        match renewing.await {
             Ok(_) => renewed += 1,
             Err(error) => break error,
         }
@@ -324,17 +342,19 @@ async fn a_member_cannot_fill_the_database_with_renewals() {
     assert!(matches!(again, Err(StoreError::Full(_))), "nor by joining again with its token");
     let (authority, rng) = (&fixture.authority, &mut fixture.rng);
     let later = NOW.plus(Duration::from_secs(86_400));
-    assert!(fixture.store.renew(&by, HERE, later, |grant| issue(authority, grant, later, rng)).await.is_ok());
+    let renewed =
+        fixture.store.renew(&by, Newcomers::Refused, HERE, later, |grant| issue(authority, grant, later, rng));
+    assert!(renewed.await.is_ok());
 }
 
 #[tokio::test]
 async fn the_database_of_another_authority_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("x.db");
-    let network = "10.42.0.0/16".parse().unwrap();
+    let (ours, theirs) = (authority("10.42.0.0/16", 1), authority("10.42.0.0/16", 2));
 
-    Store::open(&path, network, Fingerprint([1; 32])).await.unwrap().close().await;
+    Store::open(&path, &ours, NOW).await.unwrap().close().await;
 
-    assert!(Store::open(&path, network, Fingerprint([2; 32])).await.is_err());
-    assert!(Store::open(&path, network, Fingerprint([1; 32])).await.is_ok());
+    assert!(Store::open(&path, &theirs, NOW).await.is_err());
+    assert!(Store::open(&path, &ours, NOW).await.is_ok());
 }

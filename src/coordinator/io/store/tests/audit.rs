@@ -16,7 +16,9 @@ async fn everything_done_about_members_is_told_with_who_what_whom_and_from_where
     fixture.token(1).await;
     let by = fixture.verified(&request(1, "n1")).await;
     let (authority, rng) = (&fixture.authority, &mut fixture.rng);
-    fixture.store.renew(&by, HERE, NOW, |grant| issue(authority, grant, NOW, rng)).await.unwrap();
+    let by = Renewable::from(by);
+    let renewed = fixture.store.renew(&by, Newcomers::Refused, HERE, NOW, |grant| issue(authority, grant, NOW, rng));
+    renewed.await.unwrap();
     fixture.store.revoke_token("t1", &Origin::operator(UID), NOW).await.unwrap();
     fixture.store.revoke_token("t1", &Origin::operator(UID), NOW).await.unwrap();
     fixture.revoke(Target::Serial(by.serial())).await.unwrap();

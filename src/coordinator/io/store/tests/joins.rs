@@ -146,7 +146,7 @@ async fn a_request_that_nobody_decides_about_lapses_and_that_is_told() {
     let request = request(1, "n1");
     let waits = fixture.waits(&request, NOW).await;
 
-    fixture.store.tidy(waits.ends_at).await.unwrap();
+    fixture.store.tidy(Duration::ZERO, waits.ends_at).await.unwrap();
 
     assert_eq!(waits.ends_at, NOW.plus(WAITING_FOR));
     assert_eq!(fixture.kinds().await, ["token_made", "join_waiting", "join_lapsed"]);
