@@ -155,7 +155,7 @@ mod tests {
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
         let pages = get(async |Query(query): Query<AuditQuery>| {
             assert_eq!(query.wait_secs, 0);
-            let first = query.after.max(5 - query.newest.map_or(5, u64::from)) + 1;
+            let first = query.after.max(5_u64.saturating_sub(query.newest.map_or(5, u64::from))) + 1;
             Json(Audit { rows: (first..=5).take(2).map(row).collect(), more: first + 1 < 5 })
         });
         tokio::task::spawn(async move { axum::serve(listener, Router::new().route("/audit", pages)).await });

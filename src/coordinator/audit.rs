@@ -4,9 +4,10 @@
 //! Event ─► store, in the transaction that does what it tells ─► row ─► wiremesh audit
 //! ```
 //!
-//! **Invariant:** there is a row if and only if what it tells of was done, and a row is never changed.
+//! **Invariant:** what is done in the database is told in the same transaction or not done, and a row is never changed.
 //!
-//! No secret is in a row: a token is named by its id.
+//! Of joins that were refused, as many are told as [`limiter`](super::limiter) has room for. No secret is in a row: a
+//! token is named by its id.
 
 use std::net::IpAddr;
 

@@ -279,7 +279,7 @@ mod tests {
                 "coordinator.toml: `policy.ocr.ofer`: there is no such option; did you mean `offer`?",
             ),
             ("[policy.'a b']\noffer = ['gpu']", "coordinator.toml: `policy"),
-            ("[policy.ocr]\ncall = ['a b']", "coordinator.toml: `policy.ocr.call`: "),
+            ("[policy.ocr]\ncall = ['a b']", "coordinator.toml: `policy.ocr.call.0`: "),
             (
                 "publik_discovery = true",
                 "coordinator.toml: `publik_discovery`: there is no such option; did you mean `public_discovery`?",

@@ -25,8 +25,7 @@ pub const REFILL_EVERY: Duration = Duration::from_secs(2);
 pub const MAX_SOURCES: usize = 4096;
 /// Failures that all sources together have free; also, how many machines may be joining at one moment.
 pub const BURST_IN_ALL: u32 = 256;
-/// One more after each of these. An attempt costs the database about a millisecond: a flood from everywhere gets a
-/// hundredth of it.
+/// One more after each of these: a flood from everywhere costs the database ten transactions a second.
 pub const REFILL_IN_ALL_EVERY: Duration = Duration::from_millis(100);
 /// Refused joins with one token, or with none that is known, that the audit has room for at once.
 pub const TOLD_BURST: u32 = 20;
@@ -90,8 +89,7 @@ impl Limiter {
         self.all.left = (self.all.left + 1).min(IN_ALL.burst);
     }
 
-    /// The attempt was one more of a machine that is known to wait for approval. It costs nothing as long as the
-    /// machine is patient.
+    /// The attempt was that of a machine that waits for approval. It costs nothing as long as the machine is patient.
     pub fn waits(&mut self, identity: NodeId, source: IpAddr, now: Instant) {
         if self.asking.take(identity, now).is_ok() {
             self.refund(source);

@@ -222,3 +222,17 @@ async fn a_service_that_the_token_did_not_allow_is_not_taken() {
     assert!(answer["error"]["hint"].is_string());
     assert_eq!(taken, StatusCode::OK);
 }
+
+#[tokio::test]
+async fn a_token_with_which_nobody_could_join_is_not_made() {
+    let mesh = Mesh::start().await;
+    let services: Vec<_> = (0..16).map(|n| format!("{}{n}", "a".repeat(60))).collect();
+
+    let body = json!({"ttl_secs": 600, "uses": 1, "services": services});
+    let (status, answer) = mesh.admin(Method::POST, "/tokens", body).await;
+
+    assert_eq!((status, &answer["error"]["type"]), (StatusCode::BAD_REQUEST, &json!("bad_token_request")));
+    assert!(answer["error"]["message"].as_str().unwrap().contains("720 bytes"), "{answer}");
+    assert!(answer["error"]["hint"].as_str().unwrap().contains("fewer or shorter"), "{answer}");
+    assert!(mesh.audit("").await.is_empty());
+}

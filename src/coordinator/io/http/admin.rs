@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{Extension, Json, extract::Path, http::StatusCode};
-use wiremesh_certs::{JoinToken, MAX_GROUPS, MAX_SERVICES, MAX_URLS};
+use wiremesh_certs::{
+    IssueError, JoinToken, MAX_GROUPS, MAX_SERVICES, MAX_URLS, NodeName, OverlayIp, UnixTime, allowed_services,
+    generate_keys,
+};
 
 use super::{Body, Operator, Problem, State};
 use crate::{
@@ -12,12 +15,13 @@ use crate::{
     coordinator::{
         audit::Origin,
         config::public_url,
-        enrolment,
+        enrolment::{self, FIRST_HOST},
         io::{
             ruling,
             shared::Shared,
-            store::{Target, Verdict, Who},
+            store::{Grant, Target, Verdict, Who},
         },
+        registry::Member,
     },
 };
 
@@ -47,6 +51,10 @@ pub async fn create_token(
         return Err(problem.hint("give --url https://HOST:PORT, or set public_urls in the coordinator's configuration"));
     }
     let now = clock::unix();
+    could_be_issued(&shared, &body, now).map_err(|error| {
+        bad(format!("no certificate could be issued to whoever joined with it: {error}"))
+            .hint("give it fewer or shorter groups and services")
+    })?;
     let in_force = shared.ruling.in_force();
     let ca = in_force.authorities.issuing().root();
     let token = JoinToken::generate(urls, ca.mesh().clone(), ca.fingerprint(), &mut shared.rng())
@@ -72,6 +80,21 @@ pub async fn create_token(
         expires_at: kept.expires_at,
         uses: kept.uses,
     }))
+}
+
+/// A token with which nobody could join is better refused to whoever makes it than to whoever comes with it.
+fn could_be_issued(shared: &Shared, body: &CreateToken, now: UnixTime) -> Result<(), IssueError> {
+    let (identity, wg) = generate_keys(&mut shared.rng());
+    let shortest = NodeName::new("n").expect("a letter is a name");
+    let network = shared.trust.current().network();
+    let member = Member {
+        identity: identity.id(),
+        name: body.name.clone().unwrap_or(shortest),
+        address: enrolment::address_of(network, FIRST_HOST).unwrap_or(OverlayIp(network.addr())),
+        wg: wg.public(),
+    };
+    let services = allowed_services(body.services.clone());
+    shared.issue(&Grant { member, groups: body.groups.clone(), services }, now).map(drop)
 }
 
 /// `GET /tokens`

@@ -49,9 +49,9 @@ pub async fn enroll(
             Ok(Json(welcome(&shared, member, &chain)).into_response())
         }
         Enrolled::Waits(waits) => {
-            if waits.before {
-                shared.limiter().waits(request.identity, source, clock::now());
-            } else {
+            // Beginning to wait is bounded by what a token was made for.
+            shared.limiter().waits(request.identity, source, clock::now());
+            if !waits.before {
                 tell_waiting(&shared, &request, source, &waits);
             }
             Ok((StatusCode::ACCEPTED, Json(please_wait(&request, &waits))).into_response())
@@ -136,7 +136,7 @@ fn tell_waiting(shared: &Shared, request: &CertificateRequest, source: IpAddr, w
     }
 }
 
-/// Where there is room, in the audit; always in the log and the metrics, which have their own bounds.
+/// In log and audit as long as there is room; the metrics count all.
 async fn tell_refused(
     shared: &Shared,
     request: &CertificateRequest,

@@ -298,7 +298,9 @@ async fn has_room(tx: &mut Transaction<'_, Sqlite>, identity: NodeId, now: UnixT
         .fetch_one(&mut **tx)
         .await?;
     if live >= MAX_LIVE_CERTIFICATES {
-        return Err(StoreError::Full("this member has 64 certificates that have not ended; it renews too often"));
+        return Err(StoreError::Full(
+            "this member has 64 certificates that have not ended; it renews or joins too often",
+        ));
     }
     Ok(())
 }
