@@ -72,7 +72,7 @@ fn may_call_there(trust: &Trust, own: &Verified, offer: &Offer, entry: &director
 }
 
 /// The other members as the router asks who they are: peers of the overlay, and whoever the directory has heard of.
-pub struct Neighbours {
+pub struct Acquaintances {
     /// Whose addresses those are.
     pub overlay: Option<overlay::Handle>,
     /// Everybody else.
@@ -81,7 +81,7 @@ pub struct Neighbours {
     pub recorder: Arc<Recorder>,
 }
 
-impl router::Members for Neighbours {
+impl router::Members for Acquaintances {
     fn own(&self) -> Verified {
         self.recorder.author.own()
     }

@@ -20,7 +20,7 @@ use wiremesh_certs::{Verified, files};
 
 use super::{
     Agent,
-    adapters::{self, Coordinator, Neighbours, Pages, PhoneBook},
+    adapters::{self, Acquaintances, Coordinator, Pages, PhoneBook},
     drain,
     glue::{self, Recorder},
     members,
@@ -94,7 +94,7 @@ pub async fn start(config: &Config, tasks: &Tasks, ground: &Tasks, started_at: I
             trust: member.trust.clone(),
             recorder: recorder.clone(),
         }),
-        members: Arc::new(Neighbours {
+        members: Arc::new(Acquaintances {
             overlay: overlay.clone(),
             directory: directory.clone(),
             recorder: recorder.clone(),

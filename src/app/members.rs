@@ -111,9 +111,9 @@ impl Follow {
                     overlay.status().await;
                 }
                 self.router.trust_changed();
-                self.membership.acknowledge(number);
-                // Our record says which list we enforce, and offers what we may offer now.
+                // The record says which list we enforce, and offers what we may offer now.
                 self.renewed.notify_one();
+                self.membership.acknowledge(number);
             }
             membership::io::Event::Seeds(seeds) => {
                 self.directory.add_contacts(&records_of(&seeds));

@@ -166,7 +166,7 @@ impl OurClock {
     }
 }
 
-/// Sends it to `url` and reads the answer.
+/// Sends it to `url` and reads the answer. The answer's date, whatever else it says, tells of `our_clock`.
 pub async fn exchange<T: DeserializeOwned>(
     client: &reqwest::Client,
     url: &str,
@@ -186,7 +186,6 @@ pub fn read<T: DeserializeOwned>(url: &str, body: &[u8]) -> Result<T, ClientErro
 }
 
 /// Sends it to `url`; the answer of a coordinator that did what it was asked, for those who must tell apart what it did.
-/// The answer's date, whatever else it says, tells of `our_clock`.
 pub async fn send(
     client: &reqwest::Client,
     url: &str,

@@ -387,10 +387,9 @@ async fn enroll(http: &reqwest::Client, url: &str, body: &[u8]) -> Result<Answer
         return Err(ClientError::Clock { url: url.to_owned(), offset });
     }
     let asked = Asked { method: Method::POST, path: "/api/enroll", body: Some(body.to_vec()), proof, limit };
-    let (status, body) = http::send(http, url, asked, &our_clock).await?;
-    match status {
-        StatusCode::ACCEPTED => http::read(url, &body).map(Answer::NotYet),
-        _ => http::read(url, &body).map(Answer::Welcome),
+    match http::send(http, url, asked, &our_clock).await? {
+        (StatusCode::ACCEPTED, body) => http::read(url, &body).map(Answer::NotYet),
+        (_, body) => http::read(url, &body).map(Answer::Welcome),
     }
 }
 
