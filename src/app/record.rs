@@ -161,8 +161,8 @@ mod tests {
         let (author, trust) = author(AllowedServices::Any);
         let now = NOW.0 * 1000;
 
-        author.sign(facts(&["ocr"], 1), now + 3_600_000).unwrap();
-        let right = author.sign(facts(&["ocr"], 1), now).unwrap();
+        author.sign(facts(&["ocr"], 1), &trust, now + 3_600_000).unwrap();
+        let right = author.sign(facts(&["ocr"], 1), &trust, now).unwrap();
 
         assert_eq!(trust.open(&right, NOW).unwrap().payload.sequence, now);
     }
