@@ -24,7 +24,7 @@ use super::{
     drain,
     glue::{self, Recorder},
     members,
-    neighbours::Neighbours,
+    neighbours::Gossip,
     options,
     record::Author,
     socket,
@@ -114,7 +114,7 @@ pub async fn start(config: &Config, tasks: &Tasks, ground: &Tasks, started_at: I
     let neighbours = match &overlay {
         Some(overlay) => {
             let (membership, directory, overlay) = (membership.clone(), directory.clone(), overlay.clone());
-            let neighbours = Neighbours::new(membership, directory, overlay, own.address(), config.api.overlay_port)?;
+            let neighbours = Gossip::new(membership, directory, overlay, own.address(), config.api.overlay_port)?;
             neighbours.clone().start(tasks);
             Some(neighbours)
         }

@@ -48,7 +48,7 @@ const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What lists need to go from node to node. Clones share all.
 #[derive(Clone)]
-pub struct Neighbours {
+pub struct Gossip {
     membership: membership::io::Handle,
     directory: directory::Handle,
     overlay: overlay::Handle,
@@ -59,7 +59,7 @@ pub struct Neighbours {
     port: u16,
 }
 
-impl Neighbours {
+impl Gossip {
     /// For the node at `me`.
     pub fn new(
         membership: membership::io::Handle,
@@ -67,7 +67,7 @@ impl Neighbours {
         overlay: overlay::Handle,
         me: OverlayIp,
         port: u16,
-    ) -> anyhow::Result<Neighbours> {
+    ) -> anyhow::Result<Gossip> {
         let http = reqwest::Client::builder()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
@@ -77,7 +77,7 @@ impl Neighbours {
             .pool_max_idle_per_host(0)
             .build()
             .context("preparing to speak to neighbours")?;
-        Ok(Neighbours { membership, directory, overlay, manners: Arc::default(), http, me, port })
+        Ok(Gossip { membership, directory, overlay, manners: Arc::default(), http, me, port })
     }
 
     /// Tells and asks from here on.
@@ -199,7 +199,7 @@ struct Has {
 }
 
 /// `GET /revocations?after=N`: the list, if it is newer.
-async fn give(State(neighbours): State<Neighbours>, Query(Has { after }): Query<Has>) -> Response {
+async fn give(State(neighbours): State<Gossip>, Query(Has { after }): Query<Has>) -> Response {
     match neighbours.membership.revocations() {
         Some(signed) if signed.claimed_number().is_some_and(|number| number > after) => {
             ([(header::CONTENT_TYPE, "application/cose")], signed.as_bytes().to_vec()).into_response()
@@ -209,11 +209,7 @@ async fn give(State(neighbours): State<Neighbours>, Query(Has { after }): Query<
 }
 
 /// `POST /revocations`: a neighbour has taken over a list.
-async fn take(
-    State(neighbours): State<Neighbours>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    body: Bytes,
-) -> Response {
+async fn take(State(neighbours): State<Gossip>, ConnectInfo(peer): ConnectInfo<SocketAddr>, body: Bytes) -> Response {
     let node = OverlayIp(peer.ip().to_canonical());
     let avoid = |why: &dyn std::fmt::Display| {
         neighbours.manners().avoid(node, clock::now());
