@@ -20,7 +20,7 @@ use wiremesh_certs::{Verified, files};
 
 use super::{
     Agent,
-    adapters::{self, Coordinator, Neighbours, Pages, PhoneBook},
+    adapters::{self, Coordinator, MemberBook, Pages, PhoneBook},
     drain,
     glue::{self, Recorder},
     members, options,
@@ -92,9 +92,10 @@ pub async fn start(config: &Config, tasks: &Tasks, ground: &Tasks, started_at: I
             trust: member.trust.clone(),
             recorder: recorder.clone(),
         }),
-        members: Arc::new(Neighbours {
+        members: Arc::new(MemberBook {
             overlay: overlay.clone(),
             directory: directory.clone(),
+            trust: member.trust.clone(),
             recorder: recorder.clone(),
         }),
         trust: member.trust.clone(),
