@@ -11,9 +11,11 @@ mod drain;
 mod glue;
 mod members;
 mod metrics;
+mod neighbours;
 mod options;
 mod record;
 mod socket;
+mod standing;
 mod telling;
 #[cfg(test)]
 mod tests;

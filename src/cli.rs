@@ -11,6 +11,7 @@ mod drain;
 pub mod failure;
 mod join;
 mod ping;
+mod renew;
 mod revoke;
 pub mod socket;
 mod table;

@@ -71,8 +71,8 @@ fn may_call_there(trust: &Trust, own: &Verified, offer: &Offer, worker: &Verifie
     matches!(offer, Offer::AnyModel) || record.services_for(offer).any(callable)
 }
 
-/// The members as the router asks who they are: peers of the overlay, and whoever the directory has heard of.
-pub struct MemberBook {
+/// The other members as the router asks who they are: peers of the overlay, and whoever the directory has heard of.
+pub struct Acquaintances {
     /// Whose addresses those are.
     pub overlay: Option<overlay::Handle>,
     /// Everybody else.
@@ -83,7 +83,7 @@ pub struct MemberBook {
     pub recorder: Arc<Recorder>,
 }
 
-impl router::Members for MemberBook {
+impl router::Members for Acquaintances {
     fn own(&self) -> Verified {
         self.recorder.author.own()
     }

@@ -20,10 +20,12 @@ use wiremesh_certs::{Verified, files};
 
 use super::{
     Agent,
-    adapters::{self, Coordinator, MemberBook, Pages, PhoneBook},
+    adapters::{self, Acquaintances, Coordinator, Pages, PhoneBook},
     drain,
     glue::{self, Recorder},
-    members, options,
+    members,
+    neighbours::Neighbours,
+    options,
     record::Author,
     socket,
     telling::Telling,
@@ -92,7 +94,7 @@ pub async fn start(config: &Config, tasks: &Tasks, ground: &Tasks, started_at: I
             trust: member.trust.clone(),
             recorder: recorder.clone(),
         }),
-        members: Arc::new(MemberBook {
+        members: Arc::new(Acquaintances {
             overlay: overlay.clone(),
             directory: directory.clone(),
             trust: member.trust.clone(),
@@ -109,6 +111,16 @@ pub async fn start(config: &Config, tasks: &Tasks, ground: &Tasks, started_at: I
     telling.start(router.counters(), tasks);
     let prober = router.clone();
     tasks.spawn("router", |stop| prober.run(stop));
+
+    let neighbours = match &overlay {
+        Some(overlay) => {
+            let (membership, directory, overlay) = (membership.clone(), directory.clone(), overlay.clone());
+            let neighbours = Neighbours::new(membership, directory, overlay, own.address(), config.api.overlay_port)?;
+            neighbours.clone().start(tasks);
+            Some(neighbours)
+        }
+        None => None,
+    };
 
     let view = Arc::new(View {
         recorder,
@@ -128,7 +140,9 @@ pub async fn start(config: &Config, tasks: &Tasks, ground: &Tasks, started_at: I
         }
         false => None,
     };
-    let listeners = serve(config, &own, &router, &view, Listeners { socket, api, overlay_api, ingress })?;
+    let overlay_pages = neighbours.map(|neighbours| neighbours.pages()).unwrap_or_default();
+    let listeners = Listeners { socket, api, overlay_api, overlay_pages, ingress };
+    let listeners = serve(config, &own, &router, &view, listeners)?;
     view.ready.store(true, Ordering::Relaxed);
     let took = clock::now().saturating_duration_since(started_at);
     tracing::info!(listen = %config.api.listen, ?took, "ready");
@@ -140,6 +154,8 @@ struct Listeners {
     socket: UnixListener,
     api: Bound,
     overlay_api: Option<Bound>,
+    /// What other agents ask this one beside requests.
+    overlay_pages: axum::Router,
     ingress: Option<Bound>,
 }
 
@@ -151,7 +167,7 @@ fn serve(
     view: &Arc<View>,
     listeners: Listeners,
 ) -> Result<Tasks, Failure> {
-    let Listeners { socket, api, overlay_api, ingress } = listeners;
+    let Listeners { socket, api, overlay_api, overlay_pages, ingress } = listeners;
     let (tasks, grace) = (Tasks::new(), config.drain_grace);
     let report: Arc<dyn router::Report> = Arc::new(Pages(view.clone()));
     let trust = view.trust.clone();
@@ -166,7 +182,7 @@ fn serve(
     tasks.spawn("local API", |stop| router::io::serve(api, local, stop, grace));
     if let Some(bound) = overlay_api {
         let listener = bound.listen()?;
-        let surface = router.overlay(trust.current().network(), report.clone(), axum::Router::new());
+        let surface = router.overlay(trust.current().network(), report.clone(), overlay_pages);
         tasks.spawn("overlay API", |stop| router::io::serve(listener, surface, stop, grace));
     }
     if let Some(bound) = ingress {

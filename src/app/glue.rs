@@ -20,7 +20,10 @@ use rand::Rng;
 use tokio::sync::{Notify, broadcast, mpsc};
 use wiremesh_certs::{NodeRecord, Signed, TrustStore};
 
-use super::record::{Author, Facts};
+use super::{
+    record::{Author, Facts},
+    standing::Standing,
+};
 use crate::{
     clock, directory, overlay, services,
     task::{CancellationToken, Tasks},
@@ -66,6 +69,13 @@ impl Recorder {
     }
 }
 
+impl Recorder {
+    /// Whether others believe us at all.
+    fn is_believed(&self) -> bool {
+        Standing::of(&self.author.own(), &self.trust.current(), clock::unix()).is_believed()
+    }
+}
+
 /// Publishes our record: at the start, every 30 s, and when something in it has changed.
 pub async fn publish(
     recorder: Arc<Recorder>,
@@ -81,8 +91,11 @@ pub async fn publish(
             if let Some(overlay) = &overlay {
                 overlay.set_own_record(record.clone()).await;
             }
-            if let Err(why) = directory.publish(&record) {
-                tracing::warn!(%why, "our own record is refused and was not published");
+            match directory.publish(&record) {
+                Ok(()) => {}
+                // The status says so, and renewals: not every record.
+                Err(why) if !recorder.is_believed() => tracing::debug!(%why, "our record was not published"),
+                Err(why) => tracing::warn!(%why, "our own record is refused and was not published"),
             }
         }
         let interval = PUBLISH_EVERY.mul_f64(rand::rng().random_range(0.9..=1.0));

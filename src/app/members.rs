@@ -37,8 +37,14 @@ pub fn start(
     let (sender, events) = mpsc::channel(membership::io::MAX_EVENTS);
     let sources = sources(config, recorder);
     tasks.spawn("membership", |stop| session.run(sources, sender, stop));
-    let (recorder_too, directory_too, trust) = (recorder.clone(), directory.clone(), trust.clone());
-    let follow = Follow { recorder: recorder_too, directory: directory_too, trust, router, renewed };
+    let follow = Follow {
+        recorder: recorder.clone(),
+        directory: directory.clone(),
+        membership: membership.clone(),
+        trust: trust.clone(),
+        router,
+        renewed,
+    };
     tasks.spawn("membership events", |stop| follow.run(events, stop));
     let (directory, handle, dht_port) = (directory.clone(), membership.clone(), config.dht.port);
     tasks.spawn("keep contacts", |stop| keep_contacts(directory, handle, dht_port, stop));
@@ -52,6 +58,7 @@ pub fn start(
 struct Follow {
     recorder: Arc<Recorder>,
     directory: directory::Handle,
+    membership: membership::io::Handle,
     trust: Arc<TrustStore>,
     router: router::io::Router,
     renewed: Arc<Notify>,
@@ -96,13 +103,17 @@ impl Follow {
                 self.renewed.notify_one();
             }
             membership::io::Event::RevocationsChanged => {
+                let number = self.trust.current().revocation_number();
                 self.directory.trust_changed();
                 if let Some(overlay) = &self.recorder.overlay {
                     overlay.trust_changed().await;
+                    // What is asked after a command is answered after it: from here on it is done.
+                    overlay.status().await;
                 }
                 self.router.trust_changed();
-                // It says which list we enforce, and offers what we may offer now.
+                // The record says which list we enforce, and offers what we may offer now.
                 self.renewed.notify_one();
+                self.membership.acknowledge(number);
             }
             membership::io::Event::Seeds(seeds) => {
                 self.directory.add_contacts(&records_of(&seeds));

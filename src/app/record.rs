@@ -3,6 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -13,6 +14,10 @@ use wiremesh_certs::{
 
 /// So many endpoints are worth more than models: without one, nobody reaches us to ask.
 const KEPT_ENDPOINTS: usize = 2;
+
+/// A clock that is set back by more than this was wrong before: what was dated by it is refused as from the future, and
+/// whatever is dated after it would be too.
+const SET_BACK: Duration = Duration::from_secs(30);
 
 /// What a record is made of at one moment.
 #[derive(Clone, Debug)]
@@ -58,7 +63,9 @@ impl Author {
     pub fn sign(&self, facts: Facts, trust: &Trust, now_millis: u64) -> Result<Signed<NodeRecord>, SignError> {
         let own = self.own();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.last_sequence = now_millis.max(state.last_sequence + 1);
+        let set_back = Duration::from_millis(state.last_sequence.saturating_sub(now_millis));
+        let next = if set_back > SET_BACK { 0 } else { state.last_sequence + 1 };
+        state.last_sequence = now_millis.max(next);
         let (allowed, refused): (Vec<_>, Vec<_>) =
             facts.services.iter().cloned().partition(|service| trust.may_offer(&own, service));
         for service in refused.iter().filter(|service| !state.forbidden.contains(service)) {
@@ -130,8 +137,6 @@ fn in_turn(services: &[ServiceName], models: &[(ServiceName, Arc<[String]>)]) ->
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use wiremesh_certs::{
         AllowedServices, Authority, CaParameters, Claims, OverlayIp, Policy, RevocationList, Rule, generate_keys,
     };
@@ -149,6 +154,17 @@ mod tests {
 
         let sequence = |signed: &wiremesh_certs::SignedRecord| trust.open(signed, NOW).unwrap().payload.sequence;
         assert!(sequence(&second) > sequence(&first));
+    }
+
+    #[test]
+    fn after_a_clock_was_an_hour_ahead_records_are_dated_by_the_right_one() {
+        let (author, trust) = author(AllowedServices::Any);
+        let now = NOW.0 * 1000;
+
+        author.sign(facts(&["ocr"], 1), &trust, now + 3_600_000).unwrap();
+        let right = author.sign(facts(&["ocr"], 1), &trust, now).unwrap();
+
+        assert_eq!(trust.open(&right, NOW).unwrap().payload.sequence, now);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use wiremesh_certs::{GroupName, NodeName, OverlayIp, Rule, ServiceName, Trust, TrustStore};
 
-use super::{glue::Recorder, metrics};
+use super::{glue::Recorder, metrics, standing::Standing};
 use crate::{
     clock, directory, membership,
     overlay::{self, ping::PingFailed, ping::Pong},
@@ -25,8 +25,6 @@ use crate::{
 const HEARD_LATELY: Duration = Duration::from_secs(60);
 /// So long without a coordinator and the agent calls itself degraded: three heartbeats.
 const COORDINATOR_MISSED_AFTER: Duration = Duration::from_secs(30);
-/// With less than this share of its life left a certificate should have been renewed long ago.
-const CERTIFICATE_LATE_BELOW: f64 = 0.25;
 
 /// The handles of all parts, to look at.
 pub struct View {
@@ -60,10 +58,13 @@ impl View {
         let overlay = self.overlay_status().await;
         let dht = self.directory.status();
         let coordinator = self.membership.status();
+        let trust = self.trust.current();
+        let standing = Standing::of(&own, &trust, unix);
+        let authority = trust.authorities().iter().find(|known| known.fingerprint() == own.authority());
         json!({
             "name": own.name(),
             "id": own.id(),
-            "mesh": self.trust.current().mesh(),
+            "mesh": trust.mesh(),
             "version": env!("CARGO_PKG_VERSION"),
             "state": self.state().as_str(),
             "troubles": self.troubles(),
@@ -77,6 +78,28 @@ impl View {
                 "not_after": own.not_after().to_string(),
                 "ends_in_secs": end.saturating_sub(unix.0),
                 "used_percent": (unix.0.saturating_sub(begin) * 100 / life).min(100),
+                "standing": standing.as_str(),
+                "renew_at": coordinator.renew_at.to_string(),
+                "renew_in_secs": coordinator.renew_at.0.saturating_sub(unix.0),
+                "renew_why": coordinator.renew_why,
+                "without_coordinator_until": own.not_after().to_string(),
+            },
+            "authority": {
+                "fingerprint": own.authority(),
+                "is_replaced": matches!(standing, Standing::Replaced | Standing::Retired),
+                "successor": Some(trust.authority().fingerprint()).filter(|first| *first != own.authority()),
+                "not_after": authority.map(|authority| authority.not_after().to_string()),
+                "ends_in_secs": authority.map(|authority| authority.not_after().0.saturating_sub(unix.0)),
+                "believed": trust.authorities().len(),
+            },
+            "list": {
+                "number": trust.revocation_number(),
+                "enforced": *self.membership.enforced().borrow(),
+                "confirmed_secs_ago": coordinator.last_contact_age(now).map(|age| age.as_secs()),
+            },
+            "clock": {
+                "ahead_secs": coordinator.clock.map(|offset| offset.seconds),
+                "wrong": coordinator.clock.is_some_and(|offset| offset.is_wrong()),
             },
             "overlay": overlay.as_ref().map(|overlay| json!({
                 "interface": overlay.interface,
@@ -114,7 +137,7 @@ impl View {
                 "renew_at": coordinator.renew_at.to_string(),
                 "renewal_error": coordinator.renewal_error,
             },
-            "revocation_number": self.trust.current().revocation_number(),
+            "revocation_number": trust.revocation_number(),
             "services": self.own_services(),
             "policy": self.policy(),
             "api": { "listen": self.listen, "ingress": self.ingress },
@@ -196,7 +219,19 @@ impl View {
         let mut registry = Registry::default();
         self.router.counters().register(&mut registry);
         self.recorder.services.register(&mut registry);
-        metrics::register_agent(&mut registry, self.recorder.author.own().not_after(), self.recorder.services.load());
+        let (own, trust) = (self.recorder.author.own(), self.trust.current());
+        let authority = trust.authorities().iter().find(|authority| authority.fingerprint() == own.authority());
+        let enforced = *self.membership.enforced().borrow();
+        metrics::register_agent(&mut registry, self.recorder.services.load());
+        metrics::register_lease(
+            &mut registry,
+            &metrics::Lease {
+                ends: own.not_after(),
+                authority_ends: authority.map(|authority| authority.not_after()),
+                membership: self.membership.status(),
+                enforced,
+            },
+        );
         metrics::register_directory(&mut registry, &self.directory.status());
         if let Some(overlay) = self.overlay_status().await {
             metrics::register_overlay(&mut registry, &overlay);
@@ -217,25 +252,16 @@ impl View {
     /// What is not as it should be, in words.
     fn troubles(&self) -> Vec<String> {
         let mut troubles = Vec::new();
-        let own = self.recorder.author.own();
-        let unix = clock::unix();
-        if self.trust.current().is_revoked(&own) {
-            troubles.push("our certificate is revoked: nobody talks to us; join again with a new token".to_owned());
-        } else if !own.is_valid_at(unix) {
+        let (own, unix, membership) = (self.recorder.author.own(), clock::unix(), self.membership.status());
+        if let Some(offset) = membership.clock.filter(|offset| offset.is_wrong()) {
             troubles.push(format!(
-                "our certificate is valid from {} to {}, and it is {unix}",
-                own.not_before(),
-                own.not_after()
+                "this machine's clock is {offset} the coordinator's: set it; until then its records and proofs are refused, \
+                 so that others do not find it and it cannot renew"
             ));
-        } else {
-            let life = own.not_after().saturating_since(own.not_before()).as_secs_f64();
-            let left = own.not_after().saturating_since(unix).as_secs_f64();
-            if left < life * CERTIFICATE_LATE_BELOW {
-                troubles.push("our certificate could not be renewed in time; is the coordinator reachable?".to_owned());
-            }
         }
+        troubles.extend(Standing::of(&own, &self.trust.current(), unix).trouble(&own, unix));
         let now = clock::now();
-        let heard = self.membership.status().last_contact.unwrap_or(self.started_at);
+        let heard = membership.last_contact.unwrap_or(self.started_at);
         if now.saturating_duration_since(heard) > COORDINATOR_MISSED_AFTER {
             troubles.push("no coordinator answers: joining, renewing and revoking wait, the rest goes on".to_owned());
         }
@@ -317,6 +343,7 @@ fn groups(of: Option<&BTreeSet<GroupName>>) -> String {
     }
 }
 
-fn heard_lately(peer: &overlay::PeerStatus) -> bool {
+/// Whether a peer was heard in the last minute.
+pub fn heard_lately(peer: &overlay::PeerStatus) -> bool {
     peer.heard_secs_ago.is_some_and(|age| age < HEARD_LATELY.as_secs_f64())
 }

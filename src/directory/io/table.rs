@@ -424,7 +424,12 @@ impl Table {
     }
 
     fn disconnect_disbelieved(&mut self) {
-        for id in self.gate.close_disbelieved() {
+        let (trust, unix, now) = (self.shared.trust.current(), clock::unix(), clock::now());
+        let latest = |id: &NodeId| {
+            let entry = self.shared.memory().records.by_id(id, &trust, unix, now)?;
+            Some(entry.verified().clone())
+        };
+        for id in self.gate.close_disbelieved(latest) {
             tracing::info!(peer = %id, "certificate revoked or over, disconnected");
             self.forget(gate::peer_id(&id));
         }

@@ -136,6 +136,7 @@ impl Surface {
         }
         let id = self.shared.request_id(request.headers());
         request.headers_mut().insert(headers::REQUEST_ID, id.clone());
+        request.extensions_mut().insert(axum::extract::ConnectInfo(peer));
         // The pages of an agent never fail: their error type has no value.
         let Ok(page) = self.pages.clone().oneshot(request.map(axum::body::Body::new)).await;
         let mut answer = page.map(AnswerBody::page);

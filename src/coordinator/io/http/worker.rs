@@ -100,5 +100,6 @@ fn answer(
         coordinators: shared.urls.clone(),
         interval_secs: shared.config.heartbeat_interval.as_secs(),
         register: !shared.registry().is_registered(by.id()),
+        send_revocations: false,
     }
 }
