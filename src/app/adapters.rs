@@ -42,7 +42,8 @@ impl router::Find for PhoneBook {
             }
             let Some(answer) = self.directory.find(offer).await else { return nobody(false) };
             let others: Vec<_> = answer.workers.iter().filter(|entry| entry.id() != self.me).collect();
-            let callable = |entry: &&&directory::Entry| may_call_there(&trust, &own, offer, entry);
+            let callable =
+                |entry: &&&directory::Entry| may_call_there(&trust, &own, offer, entry.verified(), entry.record());
             let forbidden = !others.is_empty() && !others.iter().any(|entry| callable(&entry));
             let others = others.iter().filter(callable);
             router::Found {
@@ -65,10 +66,9 @@ impl router::Find for PhoneBook {
 }
 
 /// Whether a worker has what was looked for by any service that we may call. Lists of models are for all members.
-fn may_call_there(trust: &Trust, own: &Verified, offer: &Offer, entry: &directory::Entry) -> bool {
-    let offered = |service: &ServiceName| trust.may_offer(entry.verified(), service);
-    let callable = |service: &ServiceName| offered(service) && trust.may_call(own, service);
-    matches!(offer, Offer::AnyModel) || entry.record().services_for(offer).any(callable)
+fn may_call_there(trust: &Trust, own: &Verified, offer: &Offer, worker: &Verified, record: &NodeRecord) -> bool {
+    let callable = |service: &ServiceName| trust.may_offer(worker, service) && trust.may_call(own, service);
+    matches!(offer, Offer::AnyModel) || record.services_for(offer).any(callable)
 }
 
 /// The other members as the router asks who they are: peers of the overlay, and whoever the directory has heard of.
@@ -77,6 +77,8 @@ pub struct Acquaintances {
     pub overlay: Option<overlay::Handle>,
     /// Everybody else.
     pub directory: directory::Handle,
+    /// Whom we believe.
+    pub trust: Arc<TrustStore>,
     /// Who we are at the moment.
     pub recorder: Arc<Recorder>,
 }
@@ -95,7 +97,9 @@ impl router::Members for Acquaintances {
     }
 
     fn known(&self, member: &NodeId) -> Option<Verified> {
-        let as_peer = self.overlay.as_ref().and_then(|overlay| overlay.certificate(member));
+        let (trust, unix) = (self.trust.current(), clock::unix());
+        let is_believed = |known: &Verified| known.is_valid_at(unix) && !trust.is_revoked(known);
+        let as_peer = self.overlay.as_ref().and_then(|overlay| overlay.certificate(member)).filter(is_believed);
         as_peer.into_iter().chain(self.directory.member(member)).max_by_key(Verified::not_before)
     }
 
@@ -146,4 +150,88 @@ pub fn prove(key: Arc<IdentityKey>, recorder: Arc<Recorder>) -> router::Prove {
         let now = clock::unix();
         Ok(proof_header(&key, &chain, &worker.to_hex(), method.as_str(), path, now, &mut rand::rng())?)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use wiremesh_certs::{
+        AllowedServices, Authority, CaParameters, Claims, Load, ModelOffer, ModelTag, Policy, RevocationList, Rule,
+        UnixTime, generate_keys,
+    };
+
+    use super::*;
+
+    const NOW: UnixTime = UnixTime(1_800_000_000);
+
+    #[test]
+    fn a_worker_is_asked_for_a_model_if_a_service_that_serves_it_there_may_be_offered_and_called() {
+        let (mut trust, authority) = mesh();
+        let [caller, worker] = [(1, "apps"), (2, "gpu")].map(|(n, group)| member(&trust, &authority, n, group));
+        let only = |group: &str| Some([group.parse().unwrap()].into());
+        let policy = Policy {
+            services: [
+                ("llm".parse().unwrap(), Rule { offer: None, call: only("staff") }),
+                ("chat".parse().unwrap(), Rule { offer: only("gpu"), call: only("apps") }),
+                ("asr".parse().unwrap(), Rule { offer: only("audio"), call: None }),
+            ]
+            .into(),
+            ..Policy::default()
+        };
+        let list = RevocationList { number: 1, policy, ..RevocationList::default() };
+        trust.apply_revocations(&authority.sign_revocations(&list).unwrap(), NOW).unwrap();
+        let may_call = |offer: Offer| may_call_there(&trust, &caller, &offer, &worker, &record());
+
+        let by_model = ["of-llm", "of-chat", "of-asr", "of-both", "of-none"];
+        let callable = by_model.map(|model| may_call(Offer::Model(ModelTag::of(model))));
+        assert_eq!(callable, [false, true, false, true, false]);
+        assert!(may_call(Offer::AnyModel), "what is served at all is for everybody to know");
+        assert!(!may_call(Offer::Service("llm".parse().unwrap())));
+    }
+
+    fn record() -> NodeRecord {
+        let model = |service, name| ModelOffer { service, tag: ModelTag::of(name) };
+        NodeRecord {
+            sequence: NOW.0 * 1000,
+            expires_at: NOW.plus(Duration::from_secs(60)),
+            endpoints: Vec::new(),
+            services: ["llm", "chat", "asr"].map(|name| name.parse().unwrap()).into(),
+            load: Load::default(),
+            tunnel_url: None,
+            overlay: true,
+            models: vec![
+                model(0, "of-llm"),
+                model(1, "of-chat"),
+                model(2, "of-asr"),
+                model(0, "of-both"),
+                model(1, "of-both"),
+            ],
+            revocations: 0,
+        }
+    }
+
+    fn mesh() -> (Trust, Authority) {
+        let parameters = CaParameters {
+            mesh: "lab".parse().unwrap(),
+            network: "10.42.0.0/16".parse().unwrap(),
+            lifetime: Duration::from_secs(86_400),
+        };
+        let authority = Authority::create(&parameters, NOW, &mut rand::rng()).unwrap();
+        (Trust::new(authority.certificate().clone()), authority)
+    }
+
+    fn member(trust: &Trust, authority: &Authority, number: u8, group: &str) -> Verified {
+        let (key, wg) = generate_keys(&mut rand::rng());
+        let claims = Claims {
+            identity: key.id(),
+            wg: wg.public(),
+            name: format!("node-{number}").parse().unwrap(),
+            address: OverlayIp([10, 42, 0, number].into()),
+            groups: vec![group.parse().unwrap()],
+            services: AllowedServices::Any,
+            lifetime: Duration::from_secs(3600),
+        };
+        trust.verify(&authority.issue(&claims, NOW, &mut rand::rng()).unwrap(), NOW).unwrap()
+    }
 }

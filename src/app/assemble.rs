@@ -97,6 +97,7 @@ pub async fn start(config: &Config, tasks: &Tasks, ground: &Tasks, started_at: I
         members: Arc::new(Acquaintances {
             overlay: overlay.clone(),
             directory: directory.clone(),
+            trust: member.trust.clone(),
             recorder: recorder.clone(),
         }),
         trust: member.trust.clone(),

@@ -45,21 +45,29 @@ impl Belief {
         self.trust.current().may_offer(&self.members.own(), service)
     }
 
+    /// Whether a member is one at this moment.
+    pub fn stands(&self, member: &Verified) -> bool {
+        stands(member, &self.trust.current())
+    }
+
     /// Whether somebody may speak from this overlay address.
     pub fn is_inhabited(&self, address: OverlayIp) -> bool {
         match self.members.whose(address) {
-            Whose::Member(member) => !self.trust.current().is_revoked(&member),
+            Whose::Member(member) => self.stands(&member),
             Whose::Stranger => true,
             Whose::Nobody => false,
         }
     }
 
-    /// Ends when nobody may speak from this overlay address any longer.
+    /// Ends when revocations or policy have changed and nobody may speak from this overlay address any longer.
     pub async fn deserted(&self, address: OverlayIp) {
         let mut changes = self.changes.subscribe();
-        while self.is_inhabited(address) {
+        loop {
             // Never an error: the sender is ours.
             let _ = changes.changed().await;
+            if !self.is_inhabited(address) {
+                return;
+            }
         }
     }
 }

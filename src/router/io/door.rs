@@ -210,7 +210,8 @@ impl Surface {
                     return Err(Refusal::Forbidden("only members of the mesh, from their overlay address".into()));
                 }
                 match belief.members.whose(address) {
-                    Whose::Member(member) => Ok(Some(Believed::member(belief, member))),
+                    Whose::Member(member) if belief.stands(&member) => Ok(Some(Believed::member(belief, member))),
+                    Whose::Member(_) => Err(Refusal::Forbidden("the certificate is revoked or over".into())),
                     Whose::Stranger => Ok(Some(Believed::stranger(belief))),
                     Whose::Nobody => Err(Refusal::Forbidden("nobody has this overlay address".into())),
                 }

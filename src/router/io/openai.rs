@@ -165,7 +165,7 @@ impl Shared {
         waiting.ok_or(refused)
     }
 
-    /// Whether the mesh's policy lets another node have this of the services here; if there are none for it, it is as if.
+    /// Whether the mesh's policy lets another node have this of the services here. Where none serves it, nothing forbids it.
     pub(super) fn admit(&self, by: &Believed, target: &Target) -> Result<(), Refusal> {
         let first = match target {
             Target::Service(service) => Some(service.clone()),
