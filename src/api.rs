@@ -6,12 +6,14 @@
 pub mod authority;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
 use wiremesh_certs::{
     MeshName, NodeId, NodeName, NodeRecord, OverlayIp, ServiceName, Signed, SignedRevocations, TunnelUrl, UnixTime,
     WgPublicKey,
 };
+
+use crate::words;
 
 /// The longest request body the coordinator reads, and many times the longest of ours.
 pub const MAX_REQUEST_BYTES: usize = 64 * 1024;
@@ -29,6 +31,16 @@ pub const MAX_DISCOVERED: usize = 64;
 pub const MAX_COORDINATORS: usize = 8;
 /// Where a node's directory listens unless it says otherwise.
 pub const DEFAULT_DHT_PORT: u16 = 8468;
+
+/// Not JSON, or not of the shape that was asked for.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{0}")]
+pub struct BadJson(String);
+
+/// Reads JSON. What is wrong with it is said in few words: the library repeats what it found, however long.
+pub fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, BadJson> {
+    serde_json::from_slice(bytes).map_err(|error| BadJson(words::few(error)))
+}
 
 /// Whom a request's proof must be addressed to.
 pub fn audience(mesh: &MeshName) -> String {

@@ -23,6 +23,7 @@ pub mod audit;
 pub mod care;
 pub mod config;
 pub mod enrolment;
+pub(crate) mod fuzz;
 pub mod io;
 pub mod limiter;
 pub mod list;

@@ -20,6 +20,7 @@ mod absent;
 mod contacts;
 mod entry;
 mod fingers;
+pub(crate) mod fuzz;
 mod key;
 mod publisher;
 mod records;

@@ -44,6 +44,8 @@ pub mod clock;
 pub mod config;
 pub mod coordinator;
 pub mod directory;
+#[doc(hidden)]
+pub mod fuzz;
 #[cfg(test)]
 mod layers;
 pub mod membership;
@@ -54,3 +56,4 @@ pub mod services;
 pub mod settings;
 pub mod task;
 pub mod telemetry;
+pub mod words;

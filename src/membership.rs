@@ -17,6 +17,7 @@
 //! - [`state`]: what the files say
 //! - [`io`]: the files, TLS, HTTP, the loop
 
+pub(crate) mod fuzz;
 pub mod heartbeat;
 pub mod io;
 pub mod joining;

@@ -25,6 +25,7 @@ mod admission;
 mod batch;
 mod dropped;
 mod endpoints;
+pub(crate) mod fuzz;
 mod held;
 mod inbound;
 mod introduction;

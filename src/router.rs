@@ -26,6 +26,7 @@ mod calls;
 mod counters;
 mod fleet;
 mod followed;
+pub(crate) mod fuzz;
 mod headers;
 mod health;
 pub mod io;

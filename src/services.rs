@@ -16,6 +16,7 @@ mod adapters;
 mod admission;
 mod capabilities;
 mod expected;
+pub(crate) mod fuzz;
 mod health;
 pub mod io;
 mod load;

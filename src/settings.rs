@@ -18,6 +18,8 @@ use std::{collections::BTreeMap, fmt, rc::Rc};
 
 use serde::de::DeserializeOwned;
 
+use crate::words;
+
 /// Variables that begin so are ours: `WIREMESH_API__LISTEN` is `api.listen`.
 pub const ENVIRONMENT_PREFIX: &str = "WIREMESH_";
 /// Deeper keys than this are nobody's.
@@ -25,7 +27,7 @@ const MAX_DEPTH: usize = 16;
 
 /// A configuration that cannot be used. Says which option, where it was given, and what is wrong with it.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{}{}{what}", .origin.as_ref().map(|origin| format!("{origin}: ")).unwrap_or_default(), at(.path))]
+#[error("{}{}{what}", .origin.as_ref().map(|origin| format!("{}: ", words::few(origin))).unwrap_or_default(), at(.path))]
 pub struct BadSettings {
     path: Vec<String>,
     origin: Option<String>,
@@ -35,12 +37,12 @@ pub struct BadSettings {
 impl BadSettings {
     /// An option that parses but cannot be used, found after reading.
     pub fn about(path: &str, what: impl fmt::Display) -> BadSettings {
-        BadSettings { path: path.split('.').map(str::to_owned).collect(), origin: None, what: what.to_string() }
+        BadSettings { path: path.split('.').map(str::to_owned).collect(), origin: None, what: words::few(what) }
     }
 }
 
 fn at(path: &[String]) -> String {
-    if path.is_empty() { String::new() } else { format!("`{}`: ", path.join(".")) }
+    if path.is_empty() { String::new() } else { format!("`{}`: ", words::few(path.join("."))) }
 }
 
 /// Options as given so far. Later layers win, key by key; lists are replaced whole.
@@ -60,7 +62,7 @@ impl Layers {
         let table: toml::Table = text.parse().map_err(|error: toml::de::Error| BadSettings {
             path: Vec::new(),
             origin: Some(name.to_owned()),
-            what: error.to_string().trim_end().to_owned(),
+            what: not_toml(&error, text),
         })?;
         merge(&mut self.root, table, &Rc::from(name));
         Ok(self)
@@ -106,6 +108,16 @@ impl Layers {
     pub fn read<T: DeserializeOwned>(self) -> Result<T, BadSettings> {
         T::deserialize(deserialize::Value(Node::Table(self.root)))
     }
+}
+
+/// What is wrong, with the line it is in, unless that is none to be shown.
+fn not_toml(error: &toml::de::Error, text: &str) -> String {
+    let shown = error.to_string();
+    if shown.len() <= words::MAX_WORDS_BYTES && !shown.chars().any(|c| c.is_control() && c != '\n') {
+        return shown.trim_end().to_owned();
+    }
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    words::few(format_args!("line {}: {}", before.matches('\n').count() + 1, error.message()))
 }
 
 /// Where a value was given.

@@ -17,9 +17,9 @@
 
 mod ca;
 mod console;
-mod describe;
+pub(crate) mod describe;
 mod failure;
-mod found;
+pub(crate) mod found;
 mod keygen;
 mod life;
 mod list;

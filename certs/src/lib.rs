@@ -11,6 +11,8 @@ mod authority;
 mod certificate;
 pub mod cli;
 pub mod files;
+#[doc(hidden)]
+pub mod fuzz;
 mod ids;
 mod keys;
 mod offer;

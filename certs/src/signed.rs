@@ -61,6 +61,11 @@ impl<T: Payload> Signed<T> {
     /// Signs `payload` with `key`, whose certificate is the leaf of `chain`.
     pub fn sign(payload: &T, key: &IdentityKey, chain: &Chain) -> Result<Signed<T>, SignError> {
         payload.check().map_err(SignError::OutOfBounds)?;
+        Signed::seal(encode(payload), key, chain)
+    }
+
+    /// Signs the bytes of a payload, whatever they are.
+    pub(crate) fn seal(payload: Vec<u8>, key: &IdentityKey, chain: &Chain) -> Result<Signed<T>, SignError> {
         let certificates: Vec<Value> = chain.ders().iter().map(|der| Value::Bytes(der.clone())).collect();
         // RFC 9360, section 2: a single certificate stands alone, several in an array.
         let x5chain = match <[Value; 1]>::try_from(certificates) {
@@ -70,7 +75,7 @@ impl<T: Payload> Signed<T> {
         let header = HeaderBuilder::new().algorithm(iana::Algorithm::EdDSA).value(X5CHAIN, x5chain).build();
         let bytes = CoseSign1Builder::new()
             .protected(header)
-            .payload(encode(payload))
+            .payload(payload)
             .create_signature(aad::<T>().as_bytes(), |message| key.sign(message).to_vec())
             .build()
             .to_vec()

@@ -87,7 +87,9 @@ impl JoinToken {
             // Printable ASCII: `Url::parse` drops line ends and control characters, a terminal would obey them.
             url.len() <= MAX_URL_BYTES
                 && url.bytes().all(|byte| byte.is_ascii_graphic())
-                && url::Url::parse(url).is_ok_and(|url| url.scheme() == "https" && url.has_host())
+                // As it is written everywhere: `Url::parse` also takes `HTTPS:host` and `https:\\host`.
+                && url.starts_with("https://")
+                && url::Url::parse(url).is_ok_and(|url| url.has_host())
         };
         if !self.urls.iter().all(https) {
             return Err(BadToken("it names a coordinator by something else than an https URL"));

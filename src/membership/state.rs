@@ -19,7 +19,7 @@ use wiremesh_certs::{
     CaCertificate, Fingerprint, MAX_AUTHORITIES, MeshName, Refused, SignedRevocations, Trust, UnixTime,
 };
 
-use crate::api::{MAX_COORDINATORS, MAX_SEEDS, Seed};
+use crate::api::{self, BadJson, MAX_COORDINATORS, MAX_SEEDS, Seed};
 
 /// Seeds kept on disk: more than one answer has, so that one bad answer does not replace all.
 pub const MAX_KEPT_SEEDS: usize = 4 * MAX_SEEDS;
@@ -60,8 +60,8 @@ impl MemberFile {
     }
 
     /// Reads the file; says what is wrong with it.
-    pub fn parse(text: &str) -> Result<MemberFile, serde_json::Error> {
-        let mut file: MemberFile = serde_json::from_str(text)?;
+    pub fn parse(text: &str) -> Result<MemberFile, BadJson> {
+        let mut file: MemberFile = api::read(text.as_bytes())?;
         file.coordinators.truncate(MAX_COORDINATORS);
         file.authorities.truncate(MAX_FORMER_AUTHORITIES);
         Ok(file)
@@ -101,8 +101,8 @@ pub struct SeedsFile {
 
 impl SeedsFile {
     /// Reads the file; says what is wrong with it.
-    pub fn parse(text: &str) -> Result<SeedsFile, serde_json::Error> {
-        serde_json::from_str(text)
+    pub fn parse(text: &str) -> Result<SeedsFile, BadJson> {
+        api::read(text.as_bytes())
     }
 
     /// The file's contents.
@@ -112,13 +112,13 @@ impl SeedsFile {
 
     /// Takes in fresh seeds, one per node, the freshest first, at most [`MAX_KEPT_SEEDS`].
     pub fn merge(&mut self, fresh: Vec<Seed>) {
-        let kept = std::mem::replace(&mut self.seeds, fresh);
-        for seed in kept {
-            if !self.seeds.iter().any(|known| known.worker_id == seed.worker_id) {
+        let kept = std::mem::take(&mut self.seeds);
+        for seed in fresh.into_iter().chain(kept) {
+            let is_known = self.seeds.iter().any(|known| known.worker_id == seed.worker_id);
+            if !is_known && self.seeds.len() < MAX_KEPT_SEEDS {
                 self.seeds.push(seed);
             }
         }
-        self.seeds.truncate(MAX_KEPT_SEEDS);
     }
 
     /// Drops whoever is no longer believed. What lies on a disk is believed no more than what comes over the network.

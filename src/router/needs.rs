@@ -119,18 +119,18 @@ fn is_idempotent(method: &Method) -> bool {
 
 fn check(path: &str) -> Result<(), BadPath> {
     // Nearly every path: nothing escaped, no dot at the beginning of a segment.
-    if !path.contains('%') && !path.contains("/.") {
+    if !path.contains(['%', '\\']) && !path.contains("/.") {
         return Ok(());
     }
-    path.split('/').try_for_each(|segment| {
-        let decoded = decode(segment)?;
-        if decoded == b"." || decoded == b".." { Err(BadPath::DotSegment) } else { Ok(()) }
-    })
+    // Some servers take an escaped slash, or a backslash, for one that separates.
+    let decoded = decode(path)?;
+    let mut segments = decoded.split(|byte| matches!(byte, b'/' | b'\\'));
+    if segments.any(|segment| segment == b"." || segment == b"..") { Err(BadPath::DotSegment) } else { Ok(()) }
 }
 
-fn decode(segment: &str) -> Result<Vec<u8>, BadPath> {
-    let mut bytes = segment.bytes();
-    let mut decoded = Vec::with_capacity(segment.len());
+fn decode(path: &str) -> Result<Vec<u8>, BadPath> {
+    let mut bytes = path.bytes();
+    let mut decoded = Vec::with_capacity(path.len());
     while let Some(byte) = bytes.next() {
         if byte != b'%' {
             decoded.push(byte);
@@ -180,6 +180,9 @@ mod tests {
             ("/service/ocr/../admin", BadPath::DotSegment),
             ("/service/ocr/%2e%2E/admin", BadPath::DotSegment),
             ("/service/ocr/.", BadPath::DotSegment),
+            ("/service/ocr/a%2F..%2fadmin", BadPath::DotSegment),
+            ("/service/ocr/..\\admin", BadPath::DotSegment),
+            ("/service/ocr/%2e%2e%5Cadmin", BadPath::DotSegment),
             ("/service/ocr/%zz", BadPath::Escape),
             ("/service/ocr/%2", BadPath::Escape),
             ("/service/ocr/%0d%0aX", BadPath::Escape),

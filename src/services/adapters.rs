@@ -24,7 +24,7 @@ use std::str::FromStr;
 use super::{DEFAULT_CAPACITY, models};
 
 /// A figure beyond is nonsense, and cut.
-const MAX_REQUESTS: u32 = 1_000_000;
+pub const MAX_REQUESTS: u32 = 1_000_000;
 /// For upstreams that batch as many requests as fit and do not say how many: enough to keep them busy, few enough that
 /// the rest can still go elsewhere.
 const BATCHING_CAPACITY: usize = 64;

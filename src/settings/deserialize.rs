@@ -8,6 +8,7 @@ use serde::{
 };
 
 use super::{BTreeMap, BadSettings, ENVIRONMENT_PREFIX, Node, Origin};
+use crate::words;
 
 /// Names less alike than this are no suggestion.
 const ALIKE: f64 = 0.7;
@@ -17,7 +18,7 @@ pub(super) struct Value(pub Node);
 
 impl de::Error for BadSettings {
     fn custom<T: fmt::Display>(what: T) -> BadSettings {
-        BadSettings { path: Vec::new(), origin: None, what: what.to_string() }
+        BadSettings { path: Vec::new(), origin: None, what: words::few(what) }
     }
 }
 

@@ -215,7 +215,7 @@ impl<T: DeserializeOwned> FromRequest<Arc<Shared>> for Body<T> {
             let kind = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE { "body_too_large" } else { "bad_body" };
             Problem::new(rejection.status(), kind, "the body could not be read, or is longer than 64 KiB")
         })?;
-        serde_json::from_slice(&bytes).map(Body).map_err(|error| Problem::bad_request("bad_body", error))
+        api::read(&bytes).map(Body).map_err(|error| Problem::bad_request("bad_body", error))
     }
 }
 

@@ -11,7 +11,7 @@ use wiremesh_certs::UnixTime;
 
 use super::pin::{self, Expect, SET_THE_CLOCK, WrongCoordinator};
 use crate::{
-    api::{ErrorResponse, MAX_RESPONSE_BYTES},
+    api::{self, ErrorResponse, MAX_RESPONSE_BYTES},
     clock,
     membership::skew::{Offset, Skew},
 };
@@ -179,7 +179,7 @@ pub async fn exchange<T: DeserializeOwned>(
 
 /// Reads what a coordinator that did what it was asked answered.
 pub fn read<T: DeserializeOwned>(url: &str, body: &[u8]) -> Result<T, ClientError> {
-    serde_json::from_slice(body).map_err(|error| ClientError::Unreachable {
+    api::read(body).map_err(|error| ClientError::Unreachable {
         url: url.to_owned(),
         why: format!("its answer is not what this version expects: {error}"),
     })
@@ -223,7 +223,7 @@ pub async fn send(
     if status.is_success() {
         return Ok((status, body));
     }
-    let Ok(ErrorResponse { error, .. }) = serde_json::from_slice(&body) else {
+    let Ok(ErrorResponse { error, .. }) = api::read(&body) else {
         return Err(unreachable(format!("it answered {status}")));
     };
     if is_passing(status) && error.kind != "service_not_found" {
