@@ -5,7 +5,7 @@
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 use wiremesh_certs::{
     MeshName, NodeName, NodeRecord, OverlayIp, ServiceName, Signed, SignedRevocations, TunnelUrl, UnixTime, WgPublicKey,
 };
@@ -74,6 +74,22 @@ pub struct RenewResponse {
     pub certificate: String,
 }
 
+/// `POST /api/certs/rekey`, proved by the present keys.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct RekeyRequest {
+    /// PKCS#10 in PEM: the same name, the next identity key and the proof of having it, the next WireGuard key.
+    pub csr: String,
+    /// The next WireGuard key again, as it is in the request.
+    pub wireguard_key: WgPublicKey,
+}
+
+/// The answer.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct RekeyResponse {
+    /// The chain of the next keys in PEM, leaf first. The present one is revoked when the next one is first used.
+    pub certificate: String,
+}
+
 /// `POST /api/worker/register`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct RegisterRequest {
@@ -91,6 +107,9 @@ pub struct RegisterRequest {
     /// The number of the revocation list it has.
     #[serde(default)]
     pub revocation_number: u64,
+    /// Which process says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<Instance>,
 }
 
 /// `POST /api/worker/heartbeat`.
@@ -101,6 +120,39 @@ pub struct HeartbeatRequest {
     /// The number of the revocation list it has.
     #[serde(default)]
     pub revocation_number: u64,
+    /// Which process says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<Instance>,
+}
+
+/// One run of an agent: 128 random bits, drawn anew at each start. Not a secret. Two of them that speak for one identity
+/// in turn are two machines.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Instance(pub [u8; 16]);
+
+impl Serialize for Instance {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&hex::encode(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Instance {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Instance, D::Error> {
+        let mut bytes = [0; 16];
+        hex::decode_to_slice(String::deserialize(deserializer)?, &mut bytes).map_err(serde::de::Error::custom)?;
+        Ok(Instance(bytes))
+    }
+}
+
+/// Somebody else uses a member's keys.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Copied {
+    /// Where the other was last heard from.
+    pub seen_from: IpAddr,
+    /// When it was.
+    pub last_seen: UnixTime,
+    /// When the two were first found out.
+    pub since: UnixTime,
 }
 
 /// The answer to both.
@@ -122,6 +174,9 @@ pub struct HeartbeatResponse {
     /// The node has not said what it is capable of since the coordinator last heard of it: register again.
     #[serde(default)]
     pub register: bool,
+    /// Another process uses this node's keys at the same time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copied: Option<Copied>,
 }
 
 /// One member to begin with.

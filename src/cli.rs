@@ -8,6 +8,7 @@ mod coordinator;
 pub mod demo;
 mod drain;
 pub mod failure;
+mod keys;
 mod ping;
 mod revoke;
 pub mod socket;
@@ -70,6 +71,7 @@ enum Networked {
     },
     Ping(ping::Args),
     Drain(drain::Args),
+    Keys(keys::Args),
 }
 
 /// Commands that need no runtime, or their own.
@@ -129,6 +131,7 @@ async fn networked(command: Networked) -> Result<u8, Failure> {
         Networked::Call { at, call } => return call::run(&call, &at.socket()?, out, &mut io::stderr()).await,
         Networked::Ping(args) => ping::run(&args, out).await?,
         Networked::Drain(args) => drain::run(&args, out).await?,
+        Networked::Keys(args) => keys::run(&args, out).await?,
     }
     Ok(failure::DONE)
 }

@@ -11,13 +11,17 @@
 //!
 //! - [`registry`]: members, records, health, discovery, seeds; a state machine
 //! - [`enrolment`]: who may join; a function
+//! - [`rekey`]: who may change its keys; a function
+//! - [`copies`]: which identity is used twice at once; a state machine
 //! - [`io`]: HTTPS, the Unix socket, SQLite, the files of the authority
 
 pub mod config;
+pub mod copies;
 pub mod enrolment;
 pub mod io;
 pub mod limiter;
 pub mod page;
 pub mod registry;
+pub mod rekey;
 
 pub use config::Config;

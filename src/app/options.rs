@@ -34,6 +34,7 @@ pub fn membership(config: &Config) -> Result<membership::io::Settings, Failure> 
         name: config.name.clone(),
         token,
         coordinators: config.coordinators.clone(),
+        rotate_keys_every: config.rotate_keys_every,
     })
 }
 

@@ -10,6 +10,8 @@ use wiremesh_certs::{
     ServiceName, SignError, Signed, TunnelUrl, UnixTime, Verified,
 };
 
+use super::copies::{Copied, OwnRecords};
+
 /// So many endpoints are worth more than models: without one, nobody reaches us to ask.
 const KEPT_ENDPOINTS: usize = 2;
 
@@ -39,12 +41,13 @@ pub struct Author {
 struct State {
     own: Verified,
     last_sequence: u64,
+    said: OwnRecords,
 }
 
 impl Author {
     /// For the node that `own` describes. What never changes while it runs is given here.
     pub fn new(key: Arc<IdentityKey>, own: Verified, tunnel_url: Option<TunnelUrl>, overlay: bool) -> Author {
-        Author { key, tunnel_url, overlay, state: Mutex::new(State { own, last_sequence: 0 }) }
+        Author { key, tunnel_url, overlay, state: Mutex::new(State { own, last_sequence: 0, said: OwnRecords::default() }) }
     }
 
     /// A record of these facts. What its certificate does not allow to be offered is left out, with a word in the log.
@@ -54,6 +57,8 @@ impl Author {
     pub fn sign(&self, facts: Facts, now_millis: u64) -> Result<Signed<NodeRecord>, SignError> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.last_sequence = now_millis.max(state.last_sequence + 1);
+        let sequence = state.last_sequence;
+        state.said.on_made(sequence);
         let (allowed, refused): (Vec<_>, Vec<_>) =
             facts.services.iter().cloned().partition(|service| state.own.services().allows(service));
         if let Some(service) = refused.first() {
@@ -81,6 +86,16 @@ impl Author {
                 signed => return signed,
             }
         }
+    }
+
+    /// This was heard in our name. True if it is how another machine with our keys is found out.
+    pub fn on_heard(&self, record: &NodeRecord, now: UnixTime) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).said.on_heard(record, now)
+    }
+
+    /// Another machine with our keys, if records in our name tell of one.
+    pub fn copied(&self, now: UnixTime) -> Option<Copied> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).said.copied(now)
     }
 
     /// Our certificate was renewed.

@@ -188,7 +188,7 @@ async fn join_at_without_token(dir: &Path, called: &str) -> anyhow::Result<(Memb
 }
 
 fn settings(dir: &Path, called: &str, token: Option<JoinToken>) -> Settings {
-    Settings { state_dir: dir.to_owned(), name: name(called), token, token_file: None, coordinators: Vec::new() }
+    Settings { state_dir: dir.to_owned(), name: name(called), token, token_file: None, coordinators: Vec::new(), rotate_keys_every: None }
 }
 
 /// A member whose session runs.

@@ -14,7 +14,7 @@ use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use wiremesh_certs::{NodeName, OverlayIp, ServiceName, TrustStore};
 
-use super::{glue::Recorder, metrics};
+use super::{copies::Copied, glue::Recorder, metrics};
 use crate::{
     clock, directory, membership,
     overlay::{self, ping::PingFailed, ping::Pong},
@@ -113,6 +113,12 @@ impl View {
                 "last_error": coordinator.last_error,
                 "renew_at": coordinator.renew_at.to_string(),
                 "renewal_error": coordinator.renewal_error,
+            },
+            "keys": {
+                "made_at": coordinator.keys_made_at.to_string(),
+                "age_secs": unix.saturating_since(coordinator.keys_made_at).as_secs(),
+                "rotate_at": coordinator.rotate_at.map(|at| at.to_string()),
+                "copied": self.copied(),
             },
             "revocation_number": self.trust.current().revocation_number(),
             "services": self.own_services(),
@@ -238,6 +244,7 @@ impl View {
         if now.saturating_duration_since(heard) > COORDINATOR_MISSED_AFTER {
             troubles.push("no coordinator answers: joining, renewing and revoking wait, the rest goes on".to_owned());
         }
+        troubles.extend(self.copied().map(|copied| copied.trouble(own.name(), unix)));
         let offered = self.recorder.services.offered();
         for service in self.recorder.services.configured().filter(|service| !offered.contains(service)) {
             troubles.push(format!("{service} is not offered: its upstream fails the health check"));
@@ -246,6 +253,12 @@ impl View {
             troubles.push("draining: services of this node take no new requests".to_owned());
         }
         troubles
+    }
+
+    /// Who else uses our keys, by whoever found it out.
+    fn copied(&self) -> Option<Copied> {
+        let by_coordinator = self.membership.status().copied.map(Copied::from);
+        by_coordinator.or_else(|| self.recorder.author.copied(clock::unix()))
     }
 
     fn own_services(&self) -> Vec<Value> {

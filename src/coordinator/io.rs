@@ -97,6 +97,9 @@ pub async fn start(config: Config, tasks: &Tasks, mut rng: StdRng) -> anyhow::Re
 
     let shared = Arc::new(Shared::new(config, urls.clone(), authority, store, &admin_key, rng));
     let members = load(&shared, now).await.context("could not read the members from the database")?;
+    if let Err(problem) = http::list_former(shared.clone()).await {
+        tracing::error!(why = %problem.message, "identities that were left behind are not revoked yet");
+    }
     let certificate = tls::Certificate::issue(&shared, now)?;
     let acceptor = TlsAcceptor::from(Arc::new(certificate.server_config()?));
 
@@ -175,6 +178,7 @@ async fn keep_written(shared: &Shared, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = flushes.tick() => flush(shared).await,
             _ = tidies.tick() => {
+                shared.copies().sweep(clock::unix());
                 if let Err(error) = shared.store.tidy(clock::unix()).await {
                     tracing::warn!("could not tidy the database: {error}");
                 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use wiremesh_certs::{ServiceName, UnixTime};
 
-use super::{Config, registry::Registry};
+use super::{Config, copies::Copies, registry::Registry};
 use crate::{api::ServiceSummary, settings::Span};
 
 /// Rows of the member table. A page of more would serve nobody; the API has them all.
@@ -17,7 +17,7 @@ th{font-weight:600}.silent,.none{color:#999}.healthy{color:#076}caption{text-ali
 @media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}th,td{border-color:#333}}";
 
 /// Renders the page as of `now`.
-pub fn render(config: &Config, registry: &Registry, now: UnixTime) -> String {
+pub fn render(config: &Config, registry: &Registry, copies: &Copies, now: UnixTime) -> String {
     let counts = registry.counts(now);
     let mut page = String::with_capacity(16 * 1024);
     let mesh = escaped(config.mesh.as_str());
@@ -31,13 +31,13 @@ pub fn render(config: &Config, registry: &Registry, now: UnixTime) -> String {
         Span(config.heartbeat_interval * super::registry::MISSED_INTERVALS),
         config.network,
     );
-    members(&mut page, registry, counts.enrolled, now);
+    members(&mut page, registry, copies, counts.enrolled, now);
     services(&mut page, registry.services(&config.catalog, now));
     let _ = write!(page, "<p class=none>wiremesh {}</p></html>", env!("CARGO_PKG_VERSION"));
     page
 }
 
-fn members(page: &mut String, registry: &Registry, enrolled: usize, now: UnixTime) {
+fn members(page: &mut String, registry: &Registry, copies: &Copies, enrolled: usize, now: UnixTime) {
     page.push_str("<h2>Members</h2><table>");
     if enrolled > MAX_ROWS {
         let _ = write!(page, "<caption>The first {MAX_ROWS} of {enrolled}, by name.</caption>");
@@ -51,11 +51,14 @@ fn members(page: &mut String, registry: &Registry, enrolled: usize, now: UnixTim
         };
         let state = if registry.is_healthy(presence, now) { "healthy" } else { "silent" };
         let age = Span(now.saturating_since(presence.last_heartbeat));
+        let copied = copies.of(&member.identity, now);
+        let copied = copied.map(|copied| format!(", its keys are used twice, also from {}", copied.seen_from));
+        let copied = copied.unwrap_or_default();
         let services: Vec<_> = presence.record.services.iter().map(ServiceName::as_str).collect();
         let tunnel = presence.record.tunnel_url.as_ref().map(|url| escaped(url.as_str())).unwrap_or_default();
         let _ = write!(
             page,
-            "<tr><td>{name}<td>{address}<td class={state}>{state}<td>{age} ago<td>{}&nbsp;%<td>{}<td>{tunnel}",
+            "<tr><td>{name}<td>{address}<td class={state}>{state}{copied}<td>{age} ago<td>{}&nbsp;%<td>{}<td>{tunnel}",
             presence.record.load.percent(),
             escaped(&services.join(", ")),
         );
@@ -108,7 +111,8 @@ mod tests {
         let layers = Layers::new().file("x", "[catalog.ocr]\ntier = '<script>alert(1)</script>'").unwrap();
         let config = Config::from_layers(layers).unwrap();
 
-        let page = render(&config, &Registry::new(config.heartbeat_interval), UnixTime(0));
+        let (registry, copies) = (Registry::new(config.heartbeat_interval), Copies::new(config.heartbeat_interval));
+        let page = render(&config, &registry, &copies, UnixTime(0));
 
         assert!(page.contains("&lt;script&gt;") && !page.contains("<script"));
         assert!(page.contains("0 of 0 members heard from within the last 30s"));

@@ -137,7 +137,8 @@ pub fn ours(
     Ok(verified)
 }
 
-fn same<T: fmt::Display + PartialEq>(what: &'static str, given: &T, wanted: &T) -> Result<(), BadAnswer> {
+/// An answer may not change this.
+pub(super) fn same<T: fmt::Display + PartialEq>(what: &'static str, given: &T, wanted: &T) -> Result<(), BadAnswer> {
     if given == wanted { Ok(()) } else { Err(not_ours(what, given, wanted)) }
 }
 

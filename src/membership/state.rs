@@ -9,6 +9,7 @@
 //! | `member.json` | [`MemberFile`] | 0644 | coordinators must be configured |
 //! | `seeds.json` | [`SeedsFile`] | 0644 | first contacts come from the coordinator |
 //! | `revocations.bin` | the signed revocation list | 0644 | the coordinator gives it again |
+//! | `*.next`, `*.old` | a change of keys under way | 0600 | it begins again |
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,9 @@ pub struct MemberFile {
     pub network: IpNet,
     /// Where coordinators are reached.
     pub coordinators: Vec<String>,
+    /// When the keys in use were made; absent in directories of before this was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys_made_at: Option<UnixTime>,
 }
 
 impl MemberFile {

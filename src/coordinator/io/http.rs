@@ -4,6 +4,7 @@ mod admin;
 mod discovery;
 mod enrol;
 mod problem;
+mod rekey;
 mod worker;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
@@ -25,6 +26,7 @@ use wiremesh_certs::Verified;
 use super::shared::Shared;
 use crate::{api, clock};
 pub use problem::Problem;
+pub use rekey::list_former;
 
 /// No request takes longer; the slowest wait for the database.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
@@ -44,6 +46,7 @@ pub fn public(shared: Arc<Shared>) -> Router {
         .route("/metrics", get(discovery::metrics))
         .route("/api/enroll", post(enrol::enroll))
         .route("/api/certs/renew", post(enrol::renew))
+        .route("/api/certs/rekey", post(rekey::rekey))
         .route("/api/worker/register", post(worker::register))
         .route("/api/worker/heartbeat", post(worker::heartbeat))
         .route("/api/worker/unregister/{id}", delete(worker::unregister))
@@ -146,7 +149,13 @@ impl FromRequestParts<Arc<Shared>> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Caller, Problem> {
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-        who(&parts.headers, parts.method.as_str(), path, shared)
+        let caller = who(&parts.headers, parts.method.as_str(), path, shared)?;
+        if let Caller::Member(by) = &caller
+            && !shared.registry().knows(by.id())
+        {
+            rekey::on_heard(shared, by).await?;
+        }
+        Ok(caller)
     }
 }
 

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     clock,
-    coordinator::{Config, limiter::Limiter, registry::Registry},
+    coordinator::{Config, copies::Copies, limiter::Limiter, registry::Registry},
 };
 
 /// One coordinator.
@@ -36,6 +36,7 @@ pub struct Shared {
     pub metrics: Metrics,
     admin_key_hash: [u8; 32],
     registry: Mutex<Registry>,
+    copies: Mutex<Copies>,
     proofs: Mutex<ProofChecker>,
     limiter: Mutex<Limiter>,
     revocations: ArcSwapOption<SignedRevocations>,
@@ -56,6 +57,7 @@ impl Shared {
         Shared {
             admin_key_hash: Sha256::digest(admin_key.trim().as_bytes()).into(),
             registry: Mutex::new(Registry::new(config.heartbeat_interval)),
+            copies: Mutex::new(Copies::new(config.heartbeat_interval)),
             proofs: Mutex::new(ProofChecker::new(crate::api::audience(trust.mesh()), clock::unix())),
             limiter: Mutex::new(Limiter::new()),
             revocations: ArcSwapOption::empty(),
@@ -72,6 +74,11 @@ impl Shared {
     /// The registry. Held for one call, never across an `.await`.
     pub fn registry(&self) -> MutexGuard<'_, Registry> {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which identities are used twice. Held as the registry is; who needs both takes the registry first.
+    pub fn copies(&self) -> MutexGuard<'_, Copies> {
+        self.copies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The memory of proofs that were used.

@@ -4,6 +4,7 @@
 //! that two transactions never wait for each other inside SQLite.
 
 mod enrol;
+mod rekey;
 mod revoke;
 mod tokens;
 
@@ -19,9 +20,11 @@ use wiremesh_certs::{Fingerprint, IssueError, NodeId, SignError, UnixTime, WgPub
 use crate::coordinator::{
     enrolment::{self, Refusal},
     registry::{Capabilities, Dirty, Member},
+    rekey::Refusal as RekeyRefusal,
 };
 
 pub use enrol::Grant;
+pub use rekey::Settled;
 pub use revoke::Target;
 
 /// How long a request waits for the connection before it fails.
@@ -42,6 +45,9 @@ pub enum StoreError {
     /// It may not be done; trying again changes nothing.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// Keys may not be changed so; trying again with them changes nothing.
+    #[error(transparent)]
+    Rekey(#[from] RekeyRefusal),
     /// There is no such thing.
     #[error("there is no {0}")]
     NotFound(String),
@@ -183,6 +189,10 @@ impl Store {
         let ended = integer(now.0);
         sqlx::query("DELETE FROM revocations WHERE ends_at < ?").bind(ended).execute(&mut *tx).await?;
         sqlx::query("DELETE FROM certificates WHERE not_after < ?").bind(ended).execute(&mut *tx).await?;
+        sqlx::query("DELETE FROM former_identities WHERE ends_at < ? AND listed_at IS NOT NULL")
+            .bind(ended)
+            .execute(&mut *tx)
+            .await?;
         sqlx::query("DELETE FROM tokens WHERE expires_at < ?")
             .bind(integer(now.minus(KEEP_TOKENS).0))
             .execute(&mut *tx)

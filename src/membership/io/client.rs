@@ -17,7 +17,8 @@ use super::{
 use crate::{
     api::{
         self, ANY_MODEL, BootstrapResponse, DiscoverModelResponse, DiscoverResponse, HeartbeatRequest,
-        HeartbeatResponse, NodeResponse, RegisterRequest, RenewResponse, RevocationsResponse, Seed, Worker,
+        HeartbeatResponse, Instance, NodeResponse, RegisterRequest, RekeyRequest, RekeyResponse, RenewResponse,
+        RevocationsResponse, Seed, Worker,
     },
     clock,
     membership::heartbeat::Coordinators,
@@ -66,8 +67,9 @@ impl Client {
         &self,
         record: Signed<NodeRecord>,
         revocation_number: u64,
+        instance: Instance,
     ) -> Result<HeartbeatResponse, ClientError> {
-        let body = HeartbeatRequest { record, revocation_number };
+        let body = HeartbeatRequest { record, revocation_number, instance: Some(instance) };
         self.ask(Method::POST, "/api/worker/heartbeat", Some(&body)).await
     }
 
@@ -80,6 +82,11 @@ impl Client {
     /// A fresh certificate, not yet checked.
     pub async fn renew(&self) -> Result<RenewResponse, ClientError> {
         self.ask(Method::POST, "/api/certs/renew", None::<&()>).await
+    }
+
+    /// A certificate for our next keys, not yet checked.
+    pub async fn rekey(&self, body: &RekeyRequest) -> Result<RekeyResponse, ClientError> {
+        self.ask(Method::POST, "/api/certs/rekey", Some(body)).await
     }
 
     /// Some healthy members.

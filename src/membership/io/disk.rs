@@ -13,10 +13,10 @@ use wiremesh_certs::{CaCertificate, IdentityKey, SignedRevocations, WgPrivateKey
 use crate::membership::state::{MemberFile, SeedsFile};
 
 const LOCK: &str = "agent.lock";
-const IDENTITY: &str = "identity.key";
-const WIREGUARD: &str = "wireguard.key";
+pub(super) const IDENTITY: &str = "identity.key";
+pub(super) const WIREGUARD: &str = "wireguard.key";
 const AUTHORITY: &str = "ca.crt";
-const CERTIFICATE: &str = "node.crt";
+pub(super) const CERTIFICATE: &str = "node.crt";
 const MEMBER: &str = "member.json";
 const SEEDS: &str = "seeds.json";
 const REVOCATIONS: &str = "revocations.bin";
@@ -27,7 +27,7 @@ const RESTORE: &str = "restore it from a backup, or move the state directory awa
 
 /// The state directory, taken for this process.
 pub struct StateDir {
-    path: PathBuf,
+    pub(super) path: PathBuf,
     _lock: File,
 }
 

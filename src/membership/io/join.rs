@@ -13,10 +13,11 @@ use super::{
     disk::StateDir,
     http::{self, Asked, ClientError},
     pin::Expect,
+    rekey::KeyCare,
     session::Session,
 };
 use crate::{
-    api::{EnrollResponse, Seed},
+    api::{EnrollResponse, Instance, Seed},
     backoff::Backoff,
     clock,
     membership::{
@@ -44,6 +45,8 @@ pub struct Settings {
     pub token_file: Option<PathBuf>,
     /// Coordinators besides those of the token.
     pub coordinators: Vec<String>,
+    /// How often it changes its keys; `None`: when told to.
+    pub rotate_keys_every: Option<Duration>,
 }
 
 /// A member of the mesh: ourselves.
@@ -104,6 +107,9 @@ impl JoinRefused {
 /// takes. An error is final; [`JoinRefused`] in it has a hint.
 pub async fn load_or_join(settings: &Settings, mut rng: StdRng) -> anyhow::Result<(Member, Session)> {
     let disk = StateDir::open(&settings.state_dir)?;
+    if disk.finish_switch(clock::unix())? {
+        tracing::info!("switched to the next keys");
+    }
     let identity = Arc::new(disk.identity(&mut rng)?);
     let wg = Arc::new(disk.wireguard(&mut rng)?);
     let now = clock::unix();
@@ -120,7 +126,16 @@ pub async fn load_or_join(settings: &Settings, mut rng: StdRng) -> anyhow::Resul
         }
     };
 
-    let stored = disk.member()?.map(|member| member.coordinators).unwrap_or_default();
+    let mut stored = disk.member()?;
+    if let Some(member) = stored.as_mut().filter(|member| member.keys_made_at.is_none()) {
+        member.keys_made_at = Some(now);
+        disk.keep_member(member)?;
+    }
+    let keys_made_at = stored.as_ref().and_then(|member| member.keys_made_at).unwrap_or(now);
+    let care = KeyCare::new(keys_made_at, settings.rotate_keys_every, disk.has_next_keys(), &mut rng);
+    let mut instance = Instance([0; 16]);
+    rng.fill_bytes(&mut instance.0);
+    let stored = stored.map(|member| member.coordinators).unwrap_or_default();
     let of_token = settings.token.iter().flat_map(|token| token.urls.clone());
     let mut coordinators = Coordinators::new(settings.coordinators.iter().cloned().chain(of_token));
     coordinators.learn(&stored);
@@ -136,7 +151,7 @@ pub async fn load_or_join(settings: &Settings, mut rng: StdRng) -> anyhow::Resul
         "member of the mesh"
     );
     let member = Member { identity, wg, verified, trust, network, seeds: seeds.seeds.clone(), client };
-    let session = Session::new(member.clone(), disk, seeds, seed);
+    let session = Session::new(member.clone(), disk, seeds, care, instance, seed);
     Ok((member, session))
 }
 
@@ -227,7 +242,13 @@ async fn join(
     let mut seeds = SeedsFile::default();
     seeds.merge(answer.bootstrap);
     let seeds = seeds.believed(&trust, now);
-    let member = MemberFile { mesh: trust.mesh().clone(), network: trust.network(), coordinators: answer.coordinators };
+    let member = MemberFile {
+        mesh: trust.mesh().clone(),
+        network: trust.network(),
+        coordinators: answer.coordinators,
+        // Whoever joins again has older keys.
+        keys_made_at: disk.member()?.and_then(|member| member.keys_made_at).or(Some(now)),
+    };
     disk.keep_authority(trust.authority())?;
     if let Some(revocations) = &answer.revocations {
         disk.keep_revocations(revocations)?;

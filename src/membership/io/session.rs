@@ -8,9 +8,15 @@ use std::{
 use tokio::sync::{Notify, mpsc};
 use wiremesh_certs::{NodeRecord, Signed, UnixTime, Verified};
 
-use super::{client::Client, disk::StateDir, http::ClientError, join::Member};
+use super::{
+    client::Client,
+    disk::StateDir,
+    http::ClientError,
+    join::Member,
+    rekey::{Desk, KeyCare, NextKeys, RotateFailed},
+};
 use crate::{
-    api::{HeartbeatResponse, RegisterRequest, Seed},
+    api::{Copied, HeartbeatResponse, Instance, RegisterRequest, Seed},
     clock,
     membership::{
         heartbeat::Heartbeat,
@@ -76,6 +82,12 @@ pub struct Status {
     pub renew_at: UnixTime,
     /// Why the last renewal failed, if it did.
     pub renewal_error: Option<String>,
+    /// When the keys in use were made.
+    pub keys_made_at: UnixTime,
+    /// When they are due to be changed; `None`: only when somebody wants it.
+    pub rotate_at: Option<UnixTime>,
+    /// Another machine uses our keys, as the coordinator last said.
+    pub copied: Option<Copied>,
 }
 
 impl Status {
@@ -98,6 +110,7 @@ pub struct Handle {
     status: Arc<Mutex<Status>>,
     changed: Arc<Notify>,
     met: Arc<(Mutex<Vec<Seed>>, Notify)>,
+    desk: Desk,
 }
 
 impl Handle {
@@ -109,6 +122,16 @@ impl Handle {
     /// What we say about ourselves has changed: send a heartbeat soon.
     pub fn announce(&self) {
         self.changed.notify_one();
+    }
+
+    /// Has new keys made and certified, at once. They are in use from the next start of the session on.
+    pub async fn rotate_keys(&self) -> Result<NextKeys, RotateFailed> {
+        self.desk.ask().await
+    }
+
+    /// Waits until there are keys to start anew with.
+    pub async fn keys_ready(&self) {
+        self.desk.ready.cancelled().await;
     }
 
     /// Members met elsewhere than at the coordinator, to begin with after a restart. On disk at once, unless a
@@ -125,8 +148,11 @@ impl Handle {
 
 /// The running side of a membership. Owns the state directory.
 pub struct Session {
-    member: Member,
-    disk: StateDir,
+    pub(super) member: Member,
+    pub(super) disk: StateDir,
+    pub(super) care: KeyCare,
+    pub(super) desk: Desk,
+    instance: Instance,
     seeds: SeedsFile,
     lease: Lease,
     heartbeat: Heartbeat,
@@ -136,7 +162,14 @@ pub struct Session {
 }
 
 impl Session {
-    pub(super) fn new(member: Member, disk: StateDir, seeds: SeedsFile, seed: u64) -> Session {
+    pub(super) fn new(
+        member: Member,
+        disk: StateDir,
+        seeds: SeedsFile,
+        care: KeyCare,
+        instance: Instance,
+        seed: u64,
+    ) -> Session {
         let now = clock::now();
         let lease = Lease::new(&member.verified, seed);
         let status = Status {
@@ -147,15 +180,32 @@ impl Session {
             lease_ends_at: lease.ends_at(),
             renew_at: lease.poll_timeout().0,
             renewal_error: None,
+            keys_made_at: care.made_at,
+            rotate_at: care.schedule.due_at(),
+            copied: None,
         };
+        let desk = Desk::default();
         let handle = Handle {
             client: member.client.clone(),
             status: Arc::new(Mutex::new(status)),
             changed: Arc::new(Notify::new()),
             met: Arc::default(),
+            desk: desk.clone(),
         };
         let heartbeat = Heartbeat::new(seed.wrapping_add(1), now);
-        Session { member, disk, seeds, lease, heartbeat, handle, registered: None, seeds_at: now }
+        Session {
+            member,
+            disk,
+            care,
+            desk,
+            instance,
+            seeds,
+            lease,
+            heartbeat,
+            handle,
+            registered: None,
+            seeds_at: now,
+        }
     }
 
     /// For the rest of the agent.
@@ -173,6 +223,7 @@ impl Session {
         loop {
             let (heartbeat_at, _why) = self.heartbeat.poll_timeout();
             let (changed, met) = (self.handle.changed.clone(), self.handle.met.clone());
+            let asked = self.desk.asked.clone();
             tokio::select! {
                 biased;
 
@@ -181,10 +232,12 @@ impl Session {
                 () = tokio::time::sleep(self.lease_wait()) => {}
                 () = changed.notified() => self.heartbeat.hasten(clock::now()),
                 () = met.1.notified() => {}
+                () = asked.notified() => {}
             }
             self.keep_met();
             // Whatever is under way when the agent stops is given up: all of it can be repeated.
             let step = async {
+                self.rotate_if_due().await;
                 self.renew_if_due(&events).await;
                 self.report_if_due(&sources, &events).await;
             };
@@ -218,7 +271,7 @@ impl Session {
         let client = &self.member.client;
         let known = self.registered.as_ref() == Some(&capabilities);
         let answered = if known {
-            client.heartbeat(record, number).await
+            client.heartbeat(record, number, self.instance).await
         } else {
             let body = RegisterRequest {
                 record,
@@ -226,6 +279,7 @@ impl Session {
                 services: None,
                 dht_port: sources.dht_port,
                 revocation_number: number,
+                instance: Some(self.instance),
             };
             client.register(&body).await
         };
@@ -258,6 +312,7 @@ impl Session {
             status.last_contact = Some(now);
             status.failures = 0;
             status.last_error = None;
+            status.copied = answer.copied;
             was_connected
         };
         if !was_connected {
@@ -302,7 +357,8 @@ impl Session {
 
     async fn renew_if_due(&mut self, events: &mpsc::Sender<Event>) {
         let now = clock::unix();
-        if !self.lease.is_due(now) {
+        // A certificate newer than that of the next keys would be believed before theirs.
+        if !self.lease.is_due(now) || self.desk.ready.is_cancelled() {
             return;
         }
         match self.renew(now).await {
@@ -378,6 +434,7 @@ impl Session {
             mesh: trust.mesh().clone(),
             network: trust.network(),
             coordinators: self.member.client.coordinators(),
+            keys_made_at: Some(self.care.made_at),
         };
         if let Err(error) = self.disk.keep_member(&member) {
             tracing::warn!("could not keep the list of coordinators: {error:#}");

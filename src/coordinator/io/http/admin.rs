@@ -106,16 +106,25 @@ pub async fn revoke(axum::extract::State(shared): State, Body(body): Body<Revoke
         Revoke { name: None, identity: None, serial: Some(serial) } => Target::Serial(serial),
         _ => return Err(Problem::bad_request("bad_revocation", "exactly one of name, identity and serial")),
     };
-    let done = tokio::task::spawn(put_in_force(shared, target)).await;
+    let done = tokio::task::spawn(async move {
+        let revoked = put_in_force(shared.clone(), target).await?;
+        super::rekey::after_revocation(&shared).await;
+        Ok(revoked)
+    });
+    let done = done.await;
     done.unwrap_or_else(|error| Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error)))
 }
 
-async fn put_in_force(shared: Arc<Shared>, target: Target) -> Result<Json<Revoked>, Problem> {
+/// Revokes and has everybody who asks told so from here on.
+pub async fn put_in_force(shared: Arc<Shared>, target: Target) -> Result<Json<Revoked>, Problem> {
     let now = clock::unix();
     let revoked = shared.store.revoke(&target, now, |list| shared.authority.sign_revocations(list)).await?;
     shared.set_revocations(revoked.signed, now)?;
     match target {
-        Target::Name(_) | Target::Identity(_) => shared.registry().remove(revoked.identity),
+        Target::Name(_) | Target::Identity(_) => {
+            shared.registry().remove(revoked.identity);
+            shared.copies().remove(&revoked.identity);
+        }
         // The member may have another certificate; it is heard again if so.
         Target::Serial(_) => {
             shared.registry().unregister(revoked.identity);

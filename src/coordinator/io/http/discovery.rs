@@ -38,6 +38,7 @@ pub async fn metrics(axum::extract::State(shared): State) -> Response {
         let registry = shared.registry();
         (registry.counts(clock::unix()), registry.dirty_count())
     };
+    shared.metrics.set_copied(shared.copies().count(clock::unix()));
     let text = shared.metrics.encode(counts, shared.trust.current().revocation_number(), unwritten);
     ([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response()
 }
@@ -45,7 +46,7 @@ pub async fn metrics(axum::extract::State(shared): State) -> Response {
 /// `GET /`
 pub async fn page(axum::extract::State(shared): State, caller: Caller) -> Result<Response, Problem> {
     caller.reader(&shared)?;
-    let html = page::render(&shared.config, &shared.registry(), clock::unix());
+    let html = page::render(&shared.config, &shared.registry(), &shared.copies(), clock::unix());
     let headers = [
         (header::CONTENT_SECURITY_POLICY, PAGE_POLICY),
         (header::CACHE_CONTROL, "no-store"),

@@ -168,6 +168,7 @@ impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Problem {
         match error {
             StoreError::Refused(refusal) => refusal.into(),
+            StoreError::Rekey(refusal) => refusal.into(),
             StoreError::NotFound(_) => Problem::not_found(&error),
             StoreError::Full(what) => Problem::new(StatusCode::TOO_MANY_REQUESTS, "full", what),
             StoreError::Issue(issue) => Problem::new(StatusCode::CONFLICT, "not_issued", issue),

@@ -1,11 +1,11 @@
 //! What members say about themselves, each for itself.
 
-use axum::{Json, extract::Path};
+use axum::{Extension, Json, extract::Path};
 use wiremesh_certs::{NodeRecord, Opened, Signed, UnixTime, Verified};
 
-use super::{Body, Caller, Problem, State};
+use super::{Body, Caller, Problem, Source, State};
 use crate::{
-    api::{HeartbeatRequest, HeartbeatResponse, MAX_CAPABILITIES_BYTES, RegisterRequest},
+    api::{Copied, HeartbeatRequest, HeartbeatResponse, Instance, MAX_CAPABILITIES_BYTES, RegisterRequest},
     clock,
     coordinator::{io::shared::Shared, registry::NodeKey},
 };
@@ -13,6 +13,7 @@ use crate::{
 /// `POST /api/worker/register`
 pub async fn register(
     axum::extract::State(shared): State,
+    Extension(source): Extension<Source>,
     caller: Caller,
     Body(body): Body<RegisterRequest>,
 ) -> Result<Json<HeartbeatResponse>, Problem> {
@@ -25,20 +26,25 @@ pub async fn register(
     if body.services.is_some_and(|services| services != opened.payload.services) {
         return Err(Problem::bad_request("bad_services", "the services differ from those in the signed record"));
     }
+    let sequence = opened.payload.sequence;
     let introductions = shared.registry().handle_register(&by, opened, body.capabilities, body.dht_port, now)?;
-    Ok(Json(answer(&shared, &by, introductions, body.revocation_number)))
+    let copied = copied(&shared, &by, body.instance, source, sequence, now);
+    Ok(Json(HeartbeatResponse { copied, ..answer(&shared, &by, introductions, body.revocation_number) }))
 }
 
 /// `POST /api/worker/heartbeat`
 pub async fn heartbeat(
     axum::extract::State(shared): State,
+    Extension(source): Extension<Source>,
     caller: Caller,
     Body(body): Body<HeartbeatRequest>,
 ) -> Result<Json<HeartbeatResponse>, Problem> {
     let by = caller.member()?;
     let (opened, now) = open(&shared, &by, &body.record).await?;
+    let sequence = opened.payload.sequence;
     let introductions = shared.registry().handle_heartbeat(&by, opened, now)?;
-    Ok(Json(answer(&shared, &by, introductions, body.revocation_number)))
+    let copied = copied(&shared, &by, body.instance, source, sequence, now);
+    Ok(Json(HeartbeatResponse { copied, ..answer(&shared, &by, introductions, body.revocation_number) }))
 }
 
 /// `DELETE /api/worker/unregister/{id}`
@@ -77,6 +83,26 @@ async fn open(
     Ok((opened, now))
 }
 
+/// Whether another process uses the same keys; older agents do not say which process they are.
+fn copied(
+    shared: &Shared,
+    by: &Verified,
+    instance: Option<Instance>,
+    Source(from): Source,
+    sequence: u64,
+    now: UnixTime,
+) -> Option<Copied> {
+    let heard = shared.copies().handle_heartbeat(by.id(), instance?, from, sequence, now);
+    if let Some(copied) = heard.copied.filter(|_| heard.is_news) {
+        shared.metrics.copies_detected.inc();
+        tracing::warn!(
+            name = %by.name(), identity = %by.id(), one = %from, other = %copied.seen_from,
+            "two machines use the keys of this member: stop one of them; if nobody copied them, revoke it"
+        );
+    }
+    heard.copied
+}
+
 fn answer(
     shared: &Shared,
     by: &Verified,
@@ -93,5 +119,6 @@ fn answer(
         coordinators: shared.urls.clone(),
         interval_secs: shared.config.heartbeat_interval.as_secs(),
         register: !shared.registry().is_registered(by.id()),
+        copied: None,
     }
 }

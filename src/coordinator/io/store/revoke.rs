@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use sqlx::{Row, Sqlite, Transaction};
 use wiremesh_certs::{NodeId, NodeName, RevocationList, Serial, SignError, SignedRevocations, UnixTime};
 
-use super::{Store, StoreError, fact, integer, node_id, parsed, set_fact};
+use super::{Store, StoreError, fact, integer, node_id, parsed, rekey, set_fact};
 
 /// What is to be revoked.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -103,7 +103,9 @@ async fn find(
                 .bind(identity.0.as_slice())
                 .fetch_optional(&mut **tx)
                 .await?;
-            known.ok_or_else(|| StoreError::NotFound(format!("member with identity {}", identity.to_hex())))?;
+            if known.is_none() && !rekey::is_former(tx, *identity).await? {
+                return Err(StoreError::NotFound(format!("member with identity {}", identity.to_hex())));
+            }
             Ok((*identity, None))
         }
         Target::Serial(serial) => {
@@ -118,7 +120,7 @@ async fn find(
 }
 
 /// When the last certificate of `identity` ends.
-async fn last_end(tx: &mut Transaction<'_, Sqlite>, identity: NodeId, now: UnixTime) -> Result<i64, StoreError> {
+pub(super) async fn last_end(tx: &mut Transaction<'_, Sqlite>, identity: NodeId, now: UnixTime) -> Result<i64, StoreError> {
     let end: Option<i64> = sqlx::query_scalar("SELECT MAX(not_after) FROM certificates WHERE identity = ?")
         .bind(identity.0.as_slice())
         .fetch_one(&mut **tx)

@@ -1,0 +1,89 @@
+//! Changing a member's keys.
+
+use std::sync::Arc;
+
+use axum::{Json, http::StatusCode};
+use wiremesh_certs::{CertificateRequest, NodeId, Verified};
+
+use super::{Body, Caller, Problem, State, admin};
+use crate::{
+    api::{RekeyRequest, RekeyResponse},
+    clock,
+    coordinator::{
+        io::{shared::Shared, store::Target},
+        rekey::Refusal,
+    },
+};
+
+/// `POST /api/certs/rekey`
+pub async fn rekey(
+    axum::extract::State(shared): State,
+    caller: Caller,
+    Body(body): Body<RekeyRequest>,
+) -> Result<Json<RekeyResponse>, Problem> {
+    let by = caller.member()?;
+    let now = clock::unix();
+    let request = CertificateRequest::parse(&body.csr).map_err(|bad| Problem::bad_request("bad_csr", bad))?;
+    if request.wg != body.wireguard_key {
+        return Err(Problem::bad_request("bad_csr", "the WireGuard key differs from the one in the request"));
+    }
+    if !shared.registry().knows(by.id()) {
+        shared.adopt(&by, now).await?;
+    }
+    let (member, chain) = shared.store.rekey(by.id(), &request, now, |grant| shared.issue(grant, now)).await?;
+    shared.metrics.rekeyed.inc();
+    tracing::info!(name = %member.name, from = %by.id(), to = %member.identity, "next keys certified");
+    let certificate = chain.to_pem();
+    on_its_own(list_former(shared)).await?;
+    Ok(Json(RekeyResponse { certificate }))
+}
+
+/// Somebody speaks whom the registry does not know. If it is a member with its next keys, they are its keys from here
+/// on, and the ones before are revoked.
+pub async fn on_heard(shared: &Arc<Shared>, by: &Verified) -> Result<(), Problem> {
+    on_its_own(settle(shared.clone(), by.id())).await
+}
+
+async fn settle(shared: Arc<Shared>, heard: NodeId) -> Result<(), Problem> {
+    let Some(settled) = shared.store.settle(heard, clock::unix()).await? else { return Ok(()) };
+    let member = settled.member;
+    tracing::info!(name = %member.name, from = %settled.former, to = %member.identity, "keys changed");
+    shared.registry().admit(member);
+    list_former(shared).await
+}
+
+/// Revokes every identity that was left behind. What a crash or a full disk cut off is done with the next.
+pub async fn list_former(shared: Arc<Shared>) -> Result<(), Problem> {
+    let now = clock::unix();
+    for identity in shared.store.unlisted(now).await? {
+        admin::put_in_force(shared.clone(), Target::Identity(identity)).await?;
+        shared.store.listed(identity, now).await?;
+    }
+    Ok(())
+}
+
+/// Goes on if its client leaves or its time is over: half a change of keys would be neither done nor undone.
+#[expect(clippy::disallowed_methods, reason = "it ends by itself, and its end is awaited by whoever still wants it")]
+async fn on_its_own(work: impl Future<Output = Result<(), Problem>> + Send + 'static) -> Result<(), Problem> {
+    let done = tokio::task::spawn(work).await;
+    done.unwrap_or_else(|error| Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error)))
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Problem {
+        let status = match refusal {
+            Refusal::NotAMember => StatusCode::FORBIDDEN,
+            Refusal::OtherName { .. } | Refusal::SameIdentity => StatusCode::BAD_REQUEST,
+            Refusal::IdentityTaken | Refusal::WireGuardKeyTaken(_) | Refusal::TooOften => StatusCode::CONFLICT,
+        };
+        Problem::new(status, refusal.kind(), &refusal).hint(refusal.hint())
+    }
+}
+
+/// Whatever an operator revokes, what that member had asked for goes with it.
+pub async fn after_revocation(shared: &Arc<Shared>) {
+    if let Err(problem) = list_former(shared.clone()).await {
+        // Tried again with the next revocation or change of keys, and at the next start.
+        tracing::error!(why = %problem.message, "next keys of a revoked member are not revoked yet");
+    }
+}
