@@ -5,10 +5,11 @@
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr};
 use wiremesh_certs::{
     MeshName, NodeName, NodeRecord, OverlayIp, ServiceName, Signed, SignedRevocations, TunnelUrl, UnixTime, WgPublicKey,
 };
+use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// The longest request body the coordinator reads, and many times the longest of ours.
 pub const MAX_REQUEST_BYTES: usize = 64 * 1024;
@@ -32,11 +33,35 @@ pub fn audience(mesh: &MeshName) -> String {
     format!("coordinator.{mesh}")
 }
 
+/// Text that opens something. Zeroed when dropped; `Debug` does not show it.
+#[derive(Clone, Deserialize, Serialize, Zeroize, ZeroizeOnDrop)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Takes it over: `text` must have been made with the room it needs, for a string that grows leaves its beginnings
+    /// behind.
+    pub fn new(text: String) -> Secret {
+        Secret(text)
+    }
+
+    /// The text itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
 /// `POST /api/enroll`.
-#[derive(Clone, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct EnrollRequest {
     /// The secret of the join token, base64url.
-    pub token: String,
+    pub token: Secret,
     /// PKCS#10 in PEM: name, identity key, WireGuard key, and the proof that the asker has the identity key.
     pub csr: String,
     /// The WireGuard key again, as it is in the request.
@@ -369,8 +394,8 @@ pub mod admin {
     pub struct CreatedToken {
         /// To revoke it by.
         pub id: String,
-        /// The token. A secret.
-        pub token: String,
+        /// The token.
+        pub token: Secret,
         /// When it ends.
         pub expires_at: UnixTime,
         /// By how many machines it may be used.

@@ -40,7 +40,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// starts again in between, with the services running on.
 pub async fn run(config: Config) -> Result<(), Failure> {
     let started_at = clock::now();
-    let mut signals = Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
+    let mut signals =
+        Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
     let mut kept = Kept::default();
     let ended = loop {
         match once(&config, &mut kept, &mut signals, started_at).await {
@@ -58,12 +59,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
 }
 
 /// From one start to the next.
-async fn once(
-    config: &Config,
-    kept: &mut Kept,
-    signals: &mut Signals,
-    started_at: Instant,
-) -> Result<Ended, Failure> {
+async fn once(config: &Config, kept: &mut Kept, signals: &mut Signals, started_at: Instant) -> Result<Ended, Failure> {
     let (tasks, ground) = (Tasks::new(), Tasks::new());
     let agent = tokio::select! {
         started = assemble::start(config, kept, &tasks, &ground, started_at) => started?,

@@ -25,6 +25,7 @@ use clap::{CommandFactory, Parser};
 
 use failure::Failure;
 use view::View;
+use wiremesh_certs::no_core_dumps;
 
 use crate::clock;
 
@@ -107,6 +108,13 @@ pub fn main() -> ExitCode {
             return ExitCode::from(exit);
         }
     };
+    // Keys, tokens and passphrases are in the memory of all of these. A demo makes namespaces, for which the kernel wants
+    // processes that can be looked into; the agents that it starts say this for themselves.
+    if matches!(&cli.command, Command::Networked(_) | Command::Local(Local::Cert(_)))
+        && let Err(error) = no_core_dumps()
+    {
+        let _ = writeln!(io::stderr(), "warning: a crash may write this program's memory to disk: {error}");
+    }
     let ended = match cli.command {
         Command::Local(command) => local(command),
         Command::Networked(command) => {

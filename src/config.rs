@@ -9,6 +9,7 @@ use std::{
 use ipnet::IpNet;
 use serde::Deserialize;
 use wiremesh_certs::{NodeName, ServiceName, TunnelUrl, WgPublicKey};
+use zeroize::Zeroizing;
 
 use crate::{
     services::{self, Expected, Kind},
@@ -62,7 +63,7 @@ pub struct Config {
 #[derive(Clone)]
 pub enum JoinTokenSource {
     /// In the configuration itself.
-    Text(String),
+    Text(Zeroizing<String>),
     /// In a file of its own.
     File(PathBuf),
 }
@@ -209,7 +210,7 @@ impl Config {
             (Some(_), Some(_)) => {
                 return Err(BadSettings::about("join_token", "given, and join_token_file too; one is enough"));
             }
-            (Some(text), None) => Some(JoinTokenSource::Text(text)),
+            (Some(text), None) => Some(JoinTokenSource::Text(Zeroizing::new(text))),
             (None, Some(path)) => Some(JoinTokenSource::File(path)),
             (None, None) => None,
         };

@@ -29,9 +29,7 @@ use super::{
     telling::Telling,
     view::View,
 };
-use crate::{
-    cli::failure::Failure, clock, config::Config, directory, membership, overlay, router, task::Tasks,
-};
+use crate::{cli::failure::Failure, clock, config::Config, directory, membership, overlay, router, task::Tasks};
 
 /// Connections that wait in the kernel to be accepted.
 const LISTEN_BACKLOG: u32 = 1024;

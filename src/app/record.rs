@@ -47,7 +47,12 @@ struct State {
 impl Author {
     /// For the node that `own` describes. What never changes while it runs is given here.
     pub fn new(key: Arc<IdentityKey>, own: Verified, tunnel_url: Option<TunnelUrl>, overlay: bool) -> Author {
-        Author { key, tunnel_url, overlay, state: Mutex::new(State { own, last_sequence: 0, said: OwnRecords::default() }) }
+        Author {
+            key,
+            tunnel_url,
+            overlay,
+            state: Mutex::new(State { own, last_sequence: 0, said: OwnRecords::default() }),
+        }
     }
 
     /// A record of these facts. What its certificate does not allow to be offered is left out, with a word in the log.

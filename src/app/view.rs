@@ -226,6 +226,12 @@ impl View {
         let unix = clock::unix();
         if self.trust.current().is_revoked(&own) {
             troubles.push("our certificate is revoked: nobody talks to us; join again with a new token".to_owned());
+        } else if self.membership.status().is_revoked {
+            troubles.push(
+                "the coordinator refuses us because our certificate is revoked; if these are keys from before a change \
+                 of keys, put the present ones back, else join again with a new token"
+                    .to_owned(),
+            );
         } else if !own.is_valid_at(unix) {
             troubles.push(format!(
                 "our certificate is valid from {} to {}, and it is {unix}",

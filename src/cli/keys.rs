@@ -90,7 +90,9 @@ fn print(step: Step, keys: &Keys, json: bool, out: &mut impl Write) -> Result<()
         (false, Step::Certified) => {
             writeln!(out, "new keys are certified ({next}); finishing what is in flight, then starting with them")?;
         }
-        (false, Step::Changed) => writeln!(out, "changed keys: {present} is {next} from here on; name and address stay")?,
+        (false, Step::Changed) => {
+            writeln!(out, "changed keys: {present} is {next} from here on; name and address stay")?
+        }
     }
     // Who waits wants to see it.
     out.flush()?;

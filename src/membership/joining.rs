@@ -10,7 +10,7 @@ use wiremesh_certs::{
     NodeName, OverlayIp, Refused, Trust, UnixTime, Verified, WgPrivateKey, WgPublicKey,
 };
 
-use crate::api::{EnrollRequest, EnrollResponse};
+use crate::api::{EnrollRequest, EnrollResponse, Secret};
 
 /// Who we are and whom we expect to be let in by.
 #[derive(Clone, Debug)]
@@ -85,7 +85,7 @@ pub fn request(
 ) -> Result<EnrollRequest, BadRequest> {
     let wireguard_key = wg.public();
     Ok(EnrollRequest {
-        token: token.secret_base64().to_string(),
+        token: Secret::new(token.secret_base64().to_string()),
         csr: CertificateRequest::create(identity, name, &wireguard_key)?,
         wireguard_key,
     })

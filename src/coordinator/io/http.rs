@@ -22,6 +22,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use rand::RngCore;
 use serde::de::DeserializeOwned;
 use wiremesh_certs::Verified;
+use zeroize::Zeroizing;
 
 use super::shared::Shared;
 use crate::{api, clock};
@@ -166,12 +167,11 @@ fn who(headers: &HeaderMap, method: &str, path: &str, shared: &Shared) -> Result
     let is_admin = match scheme.to_ascii_lowercase().as_str() {
         "bearer" => shared.is_admin_key(rest.trim()),
         // What a browser sends after asking; any user name, the admin key as password.
-        "basic" => BASE64_STANDARD
-            .decode(rest.trim())
-            .ok()
-            .and_then(|decoded| String::from_utf8(decoded).ok())
-            .and_then(|text| text.split_once(':').map(|(_, password)| shared.is_admin_key(password)))
-            .unwrap_or(false),
+        "basic" => {
+            let decoded = Zeroizing::new(BASE64_STANDARD.decode(rest.trim()).unwrap_or_default());
+            let text = std::str::from_utf8(&decoded).unwrap_or_default();
+            text.split_once(':').is_some_and(|(_, password)| shared.is_admin_key(password))
+        }
         _ => {
             let trust = shared.trust.current();
             let checked = shared.proofs().check(value, method, path, &trust, clock::unix());

@@ -24,7 +24,6 @@ use crate::coordinator::{
 };
 
 pub use enrol::Grant;
-pub use rekey::Settled;
 pub use revoke::Target;
 
 /// How long a request waits for the connection before it fails.

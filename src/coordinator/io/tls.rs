@@ -77,7 +77,8 @@ impl ResolvesServerCert for Certificate {
 fn certified(shared: &Shared, now: UnixTime) -> anyhow::Result<CertifiedKey> {
     let lifetime = shared.config.certificate_lifetime;
     let (chain, key) = shared.authority.issue_coordinator_tls(lifetime, now, &mut shared.rng())?;
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.to_pkcs8_der().to_vec()));
+    let der = key.to_pkcs8_der();
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(der.as_slice()));
     let signer = ring::sign::any_supported_type(&key).context("the TLS key cannot be used")?;
     Ok(CertifiedKey::new(chain.into_iter().map(CertificateDer::from).collect(), signer))
 }

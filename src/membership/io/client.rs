@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use rand::rngs::StdRng;
 use reqwest::Method;
 use serde::{Serialize, de::DeserializeOwned};
@@ -168,7 +169,7 @@ impl Client {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<T, ClientError> {
-        let body = body.map(|body| serde_json::to_vec(body).expect("our bodies are JSON"));
+        let body = body.map(|body| Bytes::from(serde_json::to_vec(body).expect("our bodies are JSON")));
         let mut failed = ClientError::NoCoordinator;
         for url in self.coordinators() {
             // Each attempt has a proof of its own: the one before may have been used up.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use reqwest::{Method, StatusCode, header};
 use serde::de::DeserializeOwned;
 
@@ -108,7 +109,7 @@ pub struct Asked<'a> {
     /// Path and query.
     pub path: &'a str,
     /// JSON.
-    pub body: Option<Vec<u8>>,
+    pub body: Option<Bytes>,
     /// Proof of who asks.
     pub proof: Option<String>,
 }

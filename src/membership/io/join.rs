@@ -3,10 +3,12 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
+use bytes::Bytes;
 use ipnet::IpNet;
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
 use reqwest::Method;
 use wiremesh_certs::{IdentityKey, JoinToken, NodeName, Refused, Trust, TrustStore, UnixTime, Verified, WgPrivateKey};
+use zeroize::Zeroizing;
 
 use super::{
     client::Client,
@@ -17,7 +19,7 @@ use super::{
     session::Session,
 };
 use crate::{
-    api::{EnrollResponse, Instance, Seed},
+    api::{EnrollResponse, Instance, MAX_REQUEST_BYTES, Seed},
     backoff::Backoff,
     clock,
     membership::{
@@ -223,7 +225,11 @@ async fn join(
     };
     let http = http::client(Expect::Pinned { mesh: token.mesh.clone(), authority: token.ca })?;
     let urls = Coordinators::new(token.urls.iter().chain(&settings.coordinators).cloned());
-    let body = serde_json::to_vec(&joining::request(token, identity, wg, &settings.name)?)?;
+    // The token's secret is in it. With all the room it needs from the start: a buffer that grows leaves its old
+    // contents behind.
+    let mut body = Zeroizing::new(Vec::with_capacity(MAX_REQUEST_BYTES));
+    serde_json::to_writer(&mut *body, &joining::request(token, identity, wg, &settings.name)?)?;
+    let body = Bytes::from_owner(body);
     let mut backoff = Backoff::new(RETRY_AFTER, RETRY_AT_MOST, rng.random());
     let answer = loop {
         match ask_all(&http, urls.urls(), &body).await {
@@ -261,10 +267,10 @@ async fn join(
 }
 
 /// The first answer that is one. A wrong coordinator among several is passed over as long as another may be right.
-async fn ask_all(http: &reqwest::Client, urls: &[String], body: &[u8]) -> Result<EnrollResponse, ClientError> {
+async fn ask_all(http: &reqwest::Client, urls: &[String], body: &Bytes) -> Result<EnrollResponse, ClientError> {
     let mut failed = ClientError::NoCoordinator;
     for url in urls {
-        let asked = Asked { method: Method::POST, path: "/api/enroll", body: Some(body.to_vec()), proof: None };
+        let asked = Asked { method: Method::POST, path: "/api/enroll", body: Some(body.clone()), proof: None };
         match http::exchange(http, url, asked).await {
             Ok(answer) => return Ok(answer),
             Err(refused @ ClientError::Refused { .. }) => return Err(refused),

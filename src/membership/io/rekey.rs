@@ -344,7 +344,11 @@ mod tests {
 
             place.dir().finish_switch(NOW).unwrap();
 
-            assert_eq!(place.files(), ["agent.lock", "identity.key", "member.json", "node.crt", "wireguard.key"], "{cut}");
+            assert_eq!(
+                place.files(),
+                ["agent.lock", "identity.key", "member.json", "node.crt", "wireguard.key"],
+                "{cut}"
+            );
             let identity = place.dir().identity(&mut rng()).unwrap();
             let wg = place.dir().wireguard(&mut rng()).unwrap();
             assert_eq!((identity.id(), wg.public().0), (place.next.0, place.next.1), "{cut}");

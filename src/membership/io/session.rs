@@ -86,6 +86,8 @@ pub struct Status {
     pub keys_made_at: UnixTime,
     /// When they are due to be changed; `None`: only when somebody wants it.
     pub rotate_at: Option<UnixTime>,
+    /// The coordinator refuses us because our certificate is revoked.
+    pub is_revoked: bool,
     /// Another machine uses our keys, as the coordinator last said.
     pub copied: Option<Copied>,
 }
@@ -182,6 +184,7 @@ impl Session {
             renewal_error: None,
             keys_made_at: care.made_at,
             rotate_at: care.schedule.due_at(),
+            is_revoked: false,
             copied: None,
         };
         let desk = Desk::default();
@@ -193,19 +196,7 @@ impl Session {
             desk: desk.clone(),
         };
         let heartbeat = Heartbeat::new(seed.wrapping_add(1), now);
-        Session {
-            member,
-            disk,
-            care,
-            desk,
-            instance,
-            seeds,
-            lease,
-            heartbeat,
-            handle,
-            registered: None,
-            seeds_at: now,
-        }
+        Session { member, disk, care, desk, instance, seeds, lease, heartbeat, handle, registered: None, seeds_at: now }
     }
 
     /// For the rest of the agent.
@@ -313,6 +304,7 @@ impl Session {
             status.failures = 0;
             status.last_error = None;
             status.copied = answer.copied;
+            status.is_revoked = false;
             was_connected
         };
         if !was_connected {
@@ -341,6 +333,7 @@ impl Session {
             let was_connected = status.is_connected();
             status.failures = self.heartbeat.failures();
             status.last_error = Some(error.to_string());
+            status.is_revoked = error.kind() == Some("revoked");
             was_connected
         };
         let hint = error.hint();

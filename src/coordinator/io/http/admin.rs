@@ -7,7 +7,10 @@ use wiremesh_certs::{JoinToken, MAX_GROUPS, MAX_SERVICES, MAX_URLS};
 
 use super::{Body, Problem, State};
 use crate::{
-    api::admin::{CreateToken, CreatedToken, Revoke, Revoked, Token, Tokens},
+    api::{
+        Secret,
+        admin::{CreateToken, CreatedToken, Revoke, Revoked, Token, Tokens},
+    },
     clock,
     coordinator::{
         config::public_url,
@@ -60,7 +63,7 @@ pub async fn create_token(
     tracing::info!(token = %kept.id, uses = kept.uses, until = %kept.expires_at, "join token made");
     Ok(Json(CreatedToken {
         id: kept.id,
-        token: token.to_text().to_string(),
+        token: Secret::new(token.to_text().to_string()),
         expires_at: kept.expires_at,
         uses: kept.uses,
     }))

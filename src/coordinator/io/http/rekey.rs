@@ -56,7 +56,7 @@ async fn settle(shared: Arc<Shared>, heard: NodeId) -> Result<(), Problem> {
 pub async fn list_former(shared: Arc<Shared>) -> Result<(), Problem> {
     let now = clock::unix();
     for identity in shared.store.unlisted(now).await? {
-        admin::put_in_force(shared.clone(), Target::Identity(identity)).await?;
+        let _ = admin::put_in_force(shared.clone(), Target::Identity(identity)).await?;
         shared.store.listed(identity, now).await?;
     }
     Ok(())

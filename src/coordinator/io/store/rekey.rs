@@ -5,8 +5,8 @@ use sqlx::{Row, Sqlite, Transaction};
 use wiremesh_certs::{AllowedServices, CertificateRequest, Chain, GroupName, NodeId, NodeName, ServiceName, UnixTime};
 
 use super::{
-    Grant, Store, StoreError,
-    enrol::{Issue, write_certificate},
+    Store, StoreError,
+    enrol::{Grant, Issue, write_certificate},
     from_json, integer, node_id, parsed, unsigned, wg_key,
 };
 use crate::coordinator::{

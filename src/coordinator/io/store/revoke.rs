@@ -120,7 +120,11 @@ async fn find(
 }
 
 /// When the last certificate of `identity` ends.
-pub(super) async fn last_end(tx: &mut Transaction<'_, Sqlite>, identity: NodeId, now: UnixTime) -> Result<i64, StoreError> {
+pub(super) async fn last_end(
+    tx: &mut Transaction<'_, Sqlite>,
+    identity: NodeId,
+    now: UnixTime,
+) -> Result<i64, StoreError> {
     let end: Option<i64> = sqlx::query_scalar("SELECT MAX(not_after) FROM certificates WHERE identity = ?")
         .bind(identity.0.as_slice())
         .fetch_one(&mut **tx)
