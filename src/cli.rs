@@ -80,7 +80,7 @@ enum Networked {
 enum Local {
     Demo(demo::Args),
     Capabilities(capabilities::Args),
-    Cert(cert::Args),
+    Cert(Box<cert::Args>),
     /// Prints completions for a shell
     #[command(after_help = "Example:\n  wiremesh completions bash > /etc/bash_completion.d/wiremesh")]
     Completions {

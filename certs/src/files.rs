@@ -9,6 +9,8 @@ use std::{
 
 use zeroize::Zeroizing;
 
+use crate::keys;
+
 /// Larger than any key, certificate chain, record list or revocation list.
 pub const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
 
@@ -86,6 +88,12 @@ pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, FileError> {
     Ok(Zeroizing::new(text.to_owned()))
 }
 
+/// The passphrase in a file: its first line. Zeroed when dropped.
+pub fn read_passphrase(path: &Path) -> Result<Zeroizing<String>, FileError> {
+    let text = read_secret(path)?;
+    keys::passphrase_in(&text).map_err(|_| FileError::Unsuitable(path.to_owned(), "its first line is no passphrase"))
+}
+
 /// At most `limit` bytes; a longer file is refused, not cut.
 pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
     let mut bytes = Vec::new();
@@ -146,6 +154,18 @@ mod tests {
         assert!(matches!(again, Err(FileError::Exists(_))));
         assert_eq!(read_secret(&path).unwrap().as_str(), "first");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_passphrase_is_read_without_the_end_of_its_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("passphrase");
+        fs::write(&path, "two words\nnot this\n").unwrap();
+
+        assert_eq!(read_passphrase(&path).unwrap().as_str(), "two words");
+
+        fs::write(&path, "\n").unwrap();
+        assert!(matches!(read_passphrase(&path), Err(FileError::Unsuitable(..))));
     }
 
     #[test]

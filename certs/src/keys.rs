@@ -1,5 +1,7 @@
 //! Private keys: made here, used here, zeroed when dropped, never shown.
 
+mod encrypted;
+
 use std::fmt;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -10,6 +12,8 @@ use ed25519_dalek::{
 use rand::RngCore;
 use zeroize::Zeroizing;
 
+pub use encrypted::{MAX_PASSPHRASE_BYTES, is_encrypted_key, passphrase_in};
+
 use crate::{NodeId, WgPublicKey};
 
 /// A file or text was not the private key it should be. Says nothing of its contents.
@@ -18,6 +22,21 @@ pub enum BadKey {
     /// Not an Ed25519 key in PKCS#8 PEM (RFC 8410).
     #[error("not an Ed25519 private key in PKCS#8 PEM form")]
     Identity,
+    /// It is encrypted, and was to be read without a passphrase.
+    #[error("it is encrypted, and needs its passphrase")]
+    Encrypted,
+    /// Another passphrase opens it, or none does any more.
+    #[error("the passphrase is wrong, or the file is damaged")]
+    WrongPassphrase,
+    /// Nothing here can decrypt it.
+    #[error("it is encrypted in a way that is not read here: {0}")]
+    Encryption(&'static str),
+    /// Whoever made the file wants its reader to be busy for long.
+    #[error("opening it would take more time or memory than any passphrase is worth")]
+    TooCostly,
+    /// It cannot be a key's.
+    #[error("a passphrase has 1 to {MAX_PASSPHRASE_BYTES} bytes")]
+    Passphrase,
     /// Not 32 bytes in base64.
     #[error("not a WireGuard private key of 44 base64 characters")]
     WireGuard,
@@ -36,6 +55,9 @@ impl IdentityKey {
 
     /// Reads PKCS#8 PEM (RFC 8410), with or without the public key in it, as OpenSSL writes it.
     pub fn from_pkcs8_pem(pem: &str) -> Result<IdentityKey, BadKey> {
+        if is_encrypted_key(pem) {
+            return Err(BadKey::Encrypted);
+        }
         SigningKey::from_pkcs8_pem(pem.trim()).map(IdentityKey).map_err(|_| BadKey::Identity)
     }
 

@@ -36,7 +36,7 @@ pub use certificate::{
 pub use ids::{
     BadIdentifier, Fingerprint, GroupName, MeshName, NodeId, NodeName, OverlayIp, Serial, ServiceName, WgPublicKey,
 };
-pub use keys::{BadKey, IdentityKey, WgPrivateKey};
+pub use keys::{BadKey, IdentityKey, MAX_PASSPHRASE_BYTES, WgPrivateKey, is_encrypted_key, passphrase_in};
 pub use offer::{ModelTag, Offer};
 pub use policy::{MAX_RULE_GROUPS, MAX_RULES, Policy, Rule};
 pub use proof::{MAX_REMEMBERED_PROOFS, PROOF_LIFE, ProofChecker, RequestProof, proof_header};

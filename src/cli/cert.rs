@@ -10,7 +10,9 @@ use crate::clock;
 
 /// Makes and inspects certificates without a coordinator, and revokes them with one
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:  wiremesh cert print /var/lib/wiremesh/node.crt")]
+#[command(after_help = "Example:  wiremesh cert print /var/lib/wiremesh/node.crt
+
+What this asks a coordinator for, \"wiremesh-cert\" does with the authority's files: revoke, renew, list, rotate.")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -19,14 +21,14 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     #[command(flatten)]
-    Offline(wiremesh_certs::cli::Command),
+    Shared(wiremesh_certs::cli::Command),
     Revoke(revoke::Args),
 }
 
 /// Runs it, and says what the process is to end with.
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     match &args.command {
-        Command::Offline(command) => Ok(wiremesh_certs::cli::execute(command, clock::unix(), &mut rand::rng())),
+        Command::Shared(command) => Ok(wiremesh_certs::cli::execute(command, clock::unix(), &mut rand::rng())),
         Command::Revoke(args) => {
             runtime()?.block_on(revoke::run(args, &mut io::stdout()))?;
             Ok(ExitCode::from(failure::DONE))

@@ -10,7 +10,7 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use super::Failure;
+use super::{Failure, Keeper};
 use crate::files::{self, FileError, MAX_SECRET_BYTES};
 
 /// More than any file these commands read: a full list of revocations, in base64.
@@ -24,6 +24,8 @@ pub struct Console<'a> {
     pub output: &'a mut dyn Write,
     /// Whether the output is for eyes that see colours.
     pub colours: bool,
+    /// Who knows the passphrases that are in no file.
+    pub keeper: &'a mut dyn Keeper,
 }
 
 impl Console<'_> {
@@ -61,6 +63,14 @@ impl Source {
                 Ok(bytes)
             }
             Source::File(path) => files::read_bounded(path, MAX_INPUT_BYTES).map_err(|error| self.failure(&error)),
+        }
+    }
+
+    /// Whether it is a file that is not there.
+    pub fn is_missing(&self) -> bool {
+        match self {
+            Source::Stdin => false,
+            Source::File(path) => fs::metadata(path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound),
         }
     }
 
@@ -159,14 +169,17 @@ impl Sink {
 
     /// Writes text that may be public.
     pub fn write(&self, text: &str, existing: Existing, console: &mut Console<'_>) -> Result<(), Failure> {
+        self.write_bytes(text.as_bytes(), existing, console)
+    }
+
+    /// Writes what may be public. What is there is replaced whole or not at all.
+    pub fn write_bytes(&self, bytes: &[u8], existing: Existing, console: &mut Console<'_>) -> Result<(), Failure> {
         self.check(existing)?;
         match (self, existing) {
-            (Sink::Stdout, _) => console.print(text),
-            (Sink::File(path), Existing::Keep) => {
-                files::write_new(path, text.as_bytes()).map_err(|error| self.failure(&error))
-            }
+            (Sink::Stdout, _) => console.output.write_all(bytes).map_err(Failure::output),
+            (Sink::File(path), Existing::Keep) => files::write_new(path, bytes).map_err(|error| self.failure(&error)),
             (Sink::File(path), Existing::Replace) => {
-                files::replace(path, text.as_bytes(), 0o644).map_err(|error| self.failure(&error))
+                files::replace(path, bytes, 0o644).map_err(|error| self.failure(&error))
             }
         }
     }
@@ -197,6 +210,14 @@ impl fmt::Display for Sink {
 pub fn key_path(text: &str) -> Result<PathBuf, String> {
     match text {
         "-" => Err("a private key is written to a file of mode 0600 and nowhere else".to_owned()),
+        path => Ok(path.into()),
+    }
+}
+
+/// A path for one of several files that belong together, from an option: standard output is none.
+pub fn file_path(text: &str) -> Result<PathBuf, String> {
+    match text {
+        "-" => Err("this one is written to a file".to_owned()),
         path => Ok(path.into()),
     }
 }

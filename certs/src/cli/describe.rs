@@ -1,11 +1,18 @@
 //! What a file holds, said without believing it: certificates, requests, keys, join tokens and signed messages.
 
-use pem::Pem;
+use std::collections::BTreeSet;
 
-use super::sheet::{Sheet, tame};
+use pem::Pem;
+use serde_json::{Map, Value, json};
+
+use super::{
+    found::Kind,
+    life::Life,
+    sheet::{Sheet, tame},
+};
 use crate::{
-    AllowedServices, CaCertificate, CertificateRequest, Chain, Fingerprint, IdentityKey, JoinToken, NodeRecord,
-    Payload, RequestProof, RevocationList, Signed, UnixTime, WgPublicKey,
+    AllowedServices, CaCertificate, CertificateRequest, Chain, Fingerprint, GroupName, IdentityKey, JoinToken,
+    NodeRecord, Payload, Policy, RequestProof, RevocationList, Rule, Signed, UnixTime, WgPublicKey,
     certificate::{self, NodeClaims, Outline},
     keys, proof,
     request::MAX_REQUEST_BYTES,
@@ -53,26 +60,31 @@ pub fn node(der: &[u8], now: UnixTime) -> Result<Sheet, String> {
         .fact("serial", "serial", outline.serial)
         .fact("fingerprint", "fingerprint", Fingerprint::of(der))
         .fact("issued by", "issuer", tame(outline.issuer_name().unwrap_or("?")))
-        .validity(outline.not_before, outline.not_after, now))
+        .validity(life(&outline), now))
 }
 
 /// An authority's certificate.
 pub fn authority(ca: &CaCertificate, now: UnixTime) -> Sheet {
-    let (kind, title) =
-        if ca.is_root() { ("ca", "authority (root)") } else { ("intermediate", "authority (intermediate)") };
-    let sheet = Sheet::new(kind, title)
+    let kind = Kind::of_authority(ca);
+    let title = match kind {
+        Kind::Cross => "authority (cross: a root's key, signed by another root)",
+        Kind::Intermediate => "authority (intermediate)",
+        Kind::Root | Kind::Node | Kind::Coordinator => "authority (root)",
+    };
+    let sheet = Sheet::new(kind.name(), title)
         .fact("mesh", "mesh", ca.mesh())
         .fact("network", "network", ca.network())
         .fact("identity", "identity", ca.key().to_hex())
         .fact("serial", "serial", ca.serial())
         .fact("fingerprint", "fingerprint", ca.fingerprint());
     let sheet = match ca.path_length() {
+        Some(0) => sheet.with("may sign", "nodes, and no further authorities", "path_length", 0),
         Some(length) => {
             sheet.with("may sign", format!("{length} authorities in a row below it"), "path_length", length)
         }
         None => sheet.field("path_length", serde_json::Value::Null),
     };
-    sheet.validity(ca.not_before(), ca.not_after(), now)
+    sheet.validity(Life { from: ca.not_before(), until: ca.not_after() }, now)
 }
 
 /// A request for a certificate.
@@ -132,6 +144,10 @@ impl PublicKeys {
     }
 }
 
+fn life(outline: &Outline<'_>) -> Life {
+    Life { from: outline.not_before, until: outline.not_after }
+}
+
 fn unknown() -> String {
     "neither a certificate, a request, a key, a join token nor a signed message".to_owned()
 }
@@ -144,6 +160,9 @@ fn join_token(token: &JoinToken) -> Sheet {
 }
 
 fn pem_blocks(text: &str, now: UnixTime) -> Result<Sheet, String> {
+    if keys::is_encrypted_key(text) {
+        return Ok(Sheet::new("encrypted_key", "private key under a passphrase (not shown)"));
+    }
     if text.contains("PRIVATE KEY-----") {
         let key = IdentityKey::from_pkcs8_pem(text).map_err(|bad| bad.to_string())?;
         return Ok(Sheet::new("identity_key", "identity key (private, not shown)").fact(
@@ -161,8 +180,12 @@ fn pem_blocks(text: &str, now: UnixTime) -> Result<Sheet, String> {
         Ok([single]) => Ok(single),
         Err(sheets) if sheets.is_empty() => Err("broken PEM".to_owned()),
         Err(sheets) => {
-            let chain = Sheet::new("chain", format!("chain of {} certificates, lowest first", sheets.len()));
-            Ok(sheets.into_iter().fold(chain, |chain, sheet| chain.part("certificates", sheet)))
+            let several = if CaCertificate::bundle_from_pem(text).is_ok() {
+                Sheet::new("bundle", format!("{} certificates of authorities", sheets.len()))
+            } else {
+                Sheet::new("chain", format!("chain of {} certificates, lowest first", sheets.len()))
+            };
+            Ok(sheets.into_iter().fold(several, |several, sheet| several.part("certificates", sheet)))
         }
     }
 }
@@ -190,7 +213,7 @@ fn any_certificate(der: &[u8], now: UnixTime) -> Result<Sheet, String> {
             .fact("serial", "serial", outline.serial)
             .fact("fingerprint", "fingerprint", Fingerprint::of(der))
             .fact("issued by", "issuer", tame(outline.issuer_name().unwrap_or("?")))
-            .validity(outline.not_before, outline.not_after, now));
+            .validity(life(&outline), now));
     }
     node(der, now)
 }
@@ -263,14 +286,50 @@ fn request_proof(found: &TakenApart<RequestProof>, now: UnixTime) -> Sheet {
 }
 
 fn revocations(found: &TakenApart<RevocationList>, now: UnixTime) -> Sheet {
-    let list = &found.payload;
+    let sheet = signed_sheet("revocations", "signed list of revocations", found);
+    rulings(sheet, &found.payload, now).part("signed_by", signer(&found.chain, now))
+}
+
+/// What a list says.
+pub fn rulings(sheet: Sheet, list: &RevocationList, now: UnixTime) -> Sheet {
     let identities: Vec<String> = list.identities.iter().map(crate::NodeId::to_hex).collect();
     let serials: Vec<String> = list.serials.iter().map(ToString::to_string).collect();
-    signed_sheet("revocations", "signed list of revocations", found)
+    let mut sheet = sheet
         .with("number", list.number.to_string(), "number", list.number)
         .list("certificates", "serials", &serials, "none")
         .list("identities", "identities", &identities, "none")
-        .part("signed_by", signer(&found.chain, now))
+        .with("policy", policy_text(&list.policy), "policy", policy_json(&list.policy))
+        .field("authorities", json!([]))
+        .field("crosses", json!([]));
+    for (field, ders) in [("authorities", &list.authorities), ("crosses", &list.crosses)] {
+        for der in ders {
+            sheet = sheet.part(field, any_certificate(der, now).unwrap_or_else(unreadable));
+        }
+    }
+    sheet
+}
+
+fn policy_text(policy: &Policy) -> String {
+    if policy.is_open() {
+        return "open: every member may offer and call everything".to_owned();
+    }
+    let side = |groups: &Option<BTreeSet<GroupName>>| match groups {
+        None => "everybody".to_owned(),
+        Some(groups) if groups.is_empty() => "nobody".to_owned(),
+        Some(groups) => groups.iter().map(GroupName::as_str).collect::<Vec<_>>().join(", "),
+    };
+    let rule =
+        |what: &str, rule: &Rule| format!("{what}: offered by {}, called by {}", side(&rule.offer), side(&rule.call));
+    let services = policy.services.iter().map(|(service, found)| rule(service.as_str(), found));
+    services.chain([rule("all else", &policy.otherwise)]).collect::<Vec<_>>().join("; ")
+}
+
+/// Null if it is open.
+fn policy_json(policy: &Policy) -> Value {
+    let rule = |rule: &Rule| json!({"offer": rule.offer, "call": rule.call});
+    let services: Map<String, Value> =
+        policy.services.iter().map(|(service, found)| (service.to_string(), rule(found))).collect();
+    if policy.is_open() { Value::Null } else { json!({"otherwise": rule(&policy.otherwise), "services": services}) }
 }
 
 fn signed_sheet<T>(kind: &str, title: &str, found: &TakenApart<T>) -> Sheet {
@@ -281,6 +340,9 @@ fn signed_sheet<T>(kind: &str, title: &str, found: &TakenApart<T>) -> Sheet {
 }
 
 fn signer(chain: &Chain, now: UnixTime) -> Sheet {
-    any_certificate(chain.leaf(), now)
-        .unwrap_or_else(|why| Sheet::new("unknown", format!("a certificate that cannot be read: {why}")))
+    any_certificate(chain.leaf(), now).unwrap_or_else(unreadable)
+}
+
+fn unreadable(why: String) -> Sheet {
+    Sheet::new("unknown", format!("a certificate that cannot be read: {why}"))
 }

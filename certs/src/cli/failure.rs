@@ -7,8 +7,12 @@ use crate::{BadAuthority, IssueError, Refused, files::FileError};
 /// What the program's end tells the one who started it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Exit {
+    /// It was done, or the answer is yes.
+    Done,
     /// It could not be done.
     Failed,
+    /// It was asked whether something is to be done, and it is not.
+    No,
     /// It was done, and the answer is no.
     NotSo,
     /// It was asked in a way that cannot be right.
@@ -19,7 +23,8 @@ impl Exit {
     /// The number of it (interface, section 1).
     pub fn code(self) -> u8 {
         match self {
-            Exit::Failed => 1,
+            Exit::Done => 0,
+            Exit::Failed | Exit::No => 1,
             Exit::NotSo => 2,
             Exit::Usage => 64,
         }
@@ -58,6 +63,16 @@ impl Failure {
         Failure { exit: Exit::NotSo, hint: refused.hint().map(str::to_owned), ..Failure::new(what, refused) }
     }
 
+    /// There is no such file, and that is an answer.
+    pub fn not_there(what: impl fmt::Display) -> Failure {
+        Failure { exit: Exit::NotSo, ..Failure::new(format!("reading {what}"), "there is no such file") }
+    }
+
+    /// With another exit status.
+    pub fn exit(self, exit: Exit) -> Failure {
+        Failure { exit, ..self }
+    }
+
     /// With advice.
     pub fn hint(self, hint: impl fmt::Display) -> Failure {
         Failure { hint: Some(hint.to_string()), ..self }
@@ -81,7 +96,9 @@ impl Failure {
             }
             IssueError::ReservedName => failure.hint("choose another --name"),
             IssueError::AuthorityNotValid { until, now, .. } if now >= until => {
-                failure.hint("make a new authority with \"wiremesh-cert ca\"; its nodes join anew")
+                failure.hint(
+                    "make a new one with \"wiremesh-cert ca\": below its root with --intermediate, else its nodes join anew",
+                )
             }
             IssueError::AuthorityNotValid { .. } => failure.hint("set the clock of this machine"),
             IssueError::UnfitNetwork(_) => failure.hint("for example --networks 10.42.0.0/16"),
@@ -129,6 +146,7 @@ mod tests {
         let failure = Failure::new("signing worker-1", "no key").hint("make one");
 
         assert_eq!(failure.to_string(), "error: signing worker-1: no key\nhint: make one\n");
-        assert_eq!([Exit::Failed, Exit::NotSo, Exit::Usage].map(Exit::code), [1, 2, 64]);
+        let exits = [Exit::Done, Exit::Failed, Exit::No, Exit::NotSo, Exit::Usage];
+        assert_eq!(exits.map(Exit::code), [0, 1, 1, 2, 64]);
     }
 }

@@ -1,6 +1,6 @@
 //! `print`: shows what a file says, without believing it.
 
-use super::{Console, Failure, Source, describe};
+use super::{Console, Failure, Source, describe, span::moment};
 use crate::UnixTime;
 
 /// Of `print`.
@@ -18,6 +18,9 @@ pub struct Args {
     /// The same, as nebula-cert has it
     #[arg(long, value_name = "FILE")]
     path: Option<Source>,
+    /// As of this time instead of now: 2027-01-15T08:00:00Z, 2027-01-15 or @SECONDS
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    at: Option<UnixTime>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -29,6 +32,7 @@ pub fn run(args: &Args, now: UnixTime, console: &mut Console<'_>) -> Result<(), 
         return Err(Failure::usage("printing", "needs a file"));
     };
     let bytes = zeroize::Zeroizing::new(source.bytes(console)?);
-    let sheet = describe::describe(&bytes, now).map_err(|why| Failure::new(format!("reading {source}"), why))?;
+    let sheet = describe::describe(&bytes, args.at.unwrap_or(now))
+        .map_err(|why| Failure::new(format!("reading {source}"), why))?;
     console.print(&sheet.text(args.json))
 }

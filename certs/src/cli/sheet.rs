@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
-use super::span::spell;
+use super::life::{Life, Phase};
 use crate::UnixTime;
 
 /// A titled list of facts. In JSON `kind` and one field per fact, whose names stay as they are.
@@ -49,22 +49,16 @@ impl Sheet {
     }
 
     /// From when to when it is valid, and what that means now.
-    pub fn validity(self, not_before: UnixTime, not_after: UnixTime, now: UnixTime) -> Sheet {
-        let life = not_after.saturating_since(not_before).as_secs().max(1);
-        let used = now.saturating_since(not_before).as_secs();
-        let percent = (u128::from(used) * 100 / u128::from(life)).min(100) as u64;
-        let (status, text) = if now < not_before {
-            ("not_yet_valid", format!("valid in {}", spell(not_before.saturating_since(now))))
-        } else if now >= not_after {
-            ("expired", format!("expired {} ago", spell(now.saturating_since(not_after))))
-        } else {
-            ("valid", format!("expires in {}, {percent} % used", spell(not_after.saturating_since(now))))
+    pub fn validity(self, life: Life, now: UnixTime) -> Sheet {
+        let percent = life.used_percent(now);
+        let text = match life.phase(now) {
+            Phase::Valid => format!("{}, {percent} % used", life.text(now)),
+            Phase::NotYet | Phase::Expired => life.text(now),
         };
-        let expires_in = i128::from(not_after.0) - i128::from(now.0);
-        self.fact("valid from", "not_before", not_before)
-            .with("valid until", format!("{not_after} ({text})"), "not_after", not_after.to_string())
-            .field("status", status)
-            .field("expires_in_secs", i64::try_from(expires_in).unwrap_or(i64::MAX))
+        self.fact("valid from", "not_before", life.from)
+            .with("valid until", format!("{} ({text})", life.until), "not_after", life.until.to_string())
+            .field("status", life.phase(now).name())
+            .field("expires_in_secs", life.expires_in_secs(now))
             .field("used_percent", percent)
     }
 
@@ -126,7 +120,7 @@ mod tests {
 
     #[test]
     fn validity_says_how_long_there_is_and_how_much_is_gone() {
-        let at = |now| Sheet::new("x", "x").validity(START, END, now);
+        let at = |now| Sheet::new("x", "x").validity(Life { from: START, until: END }, now);
         let later = |hours: u64| START.plus(Duration::from_secs(hours * 3600));
 
         assert!(at(later(116)).text(false).contains("(expires in 3 d 4 h, 60 % used)"));
@@ -139,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_validity_of_no_sense_does_no_harm() {
-        let sheet = Sheet::new("x", "x").validity(END, UnixTime(0), UnixTime(u64::MAX));
+        let sheet = Sheet::new("x", "x").validity(Life { from: END, until: UnixTime(0) }, UnixTime(u64::MAX));
 
         assert_eq!(sheet.json()["status"], "expired");
     }

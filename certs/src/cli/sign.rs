@@ -9,10 +9,11 @@ use super::{
     Console, Failure, Sink, Source, Span,
     console::Existing,
     describe::{self, PublicKeys},
+    signer::Signer,
     span::spell,
 };
 use crate::{
-    Authority, CaCertificate, CertificateRequest, Claims, GroupName, NodeName, OverlayIp, ServiceName, UnixTime,
+    CaCertificate, CertificateRequest, Claims, GroupName, MIN_LIFETIME, NodeName, OverlayIp, ServiceName, UnixTime,
     allowed_services,
 };
 
@@ -27,12 +28,8 @@ const USUAL_LIFETIME: Duration = Duration::from_secs(7 * 86_400);
 
 What the authority's own limits forbid is refused. That no two nodes get one name or address is for you to see to.")]
 pub struct Args {
-    /// The authority's certificate
-    #[arg(long, value_name = "FILE", default_value = "ca.crt")]
-    ca_crt: Source,
-    /// The authority's private key
-    #[arg(long, value_name = "FILE", default_value = "ca.key")]
-    ca_key: Source,
+    #[command(flatten)]
+    signer: Signer,
     /// The node's request; - for standard input
     #[arg(long, value_name = "FILE", required_unless_present = "in_pub", conflicts_with = "in_pub")]
     in_req: Option<Source>,
@@ -68,26 +65,22 @@ pub struct Args {
 /// Signs it.
 pub fn run(args: &Args, now: UnixTime, mut rng: &mut dyn RngCore, console: &mut Console<'_>) -> Result<(), Failure> {
     let asked = args.in_req.as_ref().or(args.in_pub.as_ref());
-    Source::at_most_one_stdin(
-        &[Some(&args.ca_crt), Some(&args.ca_key), asked].into_iter().flatten().collect::<Vec<_>>(),
-    )?;
+    Source::at_most_one_stdin(&args.signer.sources().into_iter().chain(asked).collect::<Vec<_>>())?;
     let (name, keys) = subject(args, console)?;
     let existing = Existing::with_force(args.force);
     let out = args.out_crt.clone().unwrap_or_else(|| Sink::File(format!("{name}.crt").into()));
     out.check(existing)?;
 
     let signing = format!("signing {name}");
-    let ca_crt = args.ca_crt.text(console)?;
-    let ca_key = args.ca_key.secret(console)?;
-    let authority =
-        Authority::from_pem(&ca_crt, &ca_key).map_err(|error| Failure::authority("opening the authority", &error))?;
+    let authority = args.signer.open(console)?;
     let claims = Claims {
         identity: keys.identity,
         wg: keys.wg,
         address: args.networks.within(authority.certificate()).map_err(|failure| failure(&signing))?,
         groups: args.groups.clone(),
         services: allowed_services(args.services.clone()),
-        lifetime: lifetime(args, authority.certificate(), now).map_err(|failure| failure(&signing))?,
+        lifetime: lifetime_within(args.duration, USUAL_LIFETIME, authority.certificate(), now)
+            .map_err(|failure| failure(&signing))?,
         name,
     };
     let chain = authority.issue(&claims, now, &mut rng).map_err(|error| Failure::issue(&signing, &error))?;
@@ -120,12 +113,18 @@ fn subject(args: &Args, console: &mut Console<'_>) -> Result<(NodeName, PublicKe
 }
 
 /// A failure that lacks only what was being done.
-type Because = Box<dyn FnOnce(&str) -> Failure>;
+pub type Because = Box<dyn FnOnce(&str) -> Failure>;
 
-fn lifetime(args: &Args, ca: &CaCertificate, now: UnixTime) -> Result<Duration, Because> {
+/// As long as asked, which must not be longer than the authority's own life; else as long as usual or as that.
+pub fn lifetime_within(
+    asked: Option<Span>,
+    usual: Duration,
+    ca: &CaCertificate,
+    now: UnixTime,
+) -> Result<Duration, Because> {
     let left = ca.not_after().saturating_since(now);
-    match args.duration {
-        None => Ok(USUAL_LIFETIME.min(left.max(crate::MIN_LIFETIME))),
+    match asked {
+        None => Ok(usual.min(left).max(MIN_LIFETIME)),
         Some(Span(asked)) if asked <= left || left.is_zero() => Ok(asked),
         Some(_) => {
             let until = ca.not_after();

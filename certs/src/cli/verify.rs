@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::{Console, Failure, Source, describe, sheet::pretty, span::moment};
-use crate::{CaCertificate, Chain, Check, Refused, SignedRevocations, Trust, UnixTime};
+use super::{Console, Failure, Source, describe, revocations, sheet::pretty, span::moment};
+use crate::{CaCertificate, Chain, Check, Fingerprint, Refused, Trust, UnixTime};
 
 /// Of `verify`.
 #[derive(Debug, clap::Args)]
@@ -13,7 +13,7 @@ use crate::{CaCertificate, Chain, Check, Refused, SignedRevocations, Trust, Unix
 
 Exit status: 0 every check passed, 2 the certificate is refused, 1 a file could not be read, 64 bad usage.")]
 pub struct Args {
-    /// The authority's certificate
+    /// The certificate of the mesh's authority, or of several that are believed
     #[arg(long, value_name = "FILE", default_value = "ca.crt", visible_alias = "ca")]
     ca_crt: Source,
     /// The node's certificate, and those of intermediates after it; - for standard input
@@ -35,11 +35,7 @@ pub fn run(args: &Args, now: UnixTime, console: &mut Console<'_>) -> Result<(), 
     let now = args.at.unwrap_or(now);
     let sources = [Some(&args.ca_crt), Some(&args.crt), args.revocations.as_ref()];
     Source::at_most_one_stdin(&sources.into_iter().flatten().collect::<Vec<_>>())?;
-    let ca = CaCertificate::from_pem(&args.ca_crt.text(console)?).map_err(|bad| {
-        Failure::new(format!("reading {}", args.ca_crt), bad)
-            .hint("--ca-crt names the certificate of the mesh's authority")
-    })?;
-    let mut trust = Trust::new(ca);
+    let mut trust = revocations::trust_in(&args.ca_crt, console)?;
     let mut lines = Vec::new();
     let crt = args.crt.bytes(console)?;
     if let Some(source) = &args.revocations {
@@ -47,6 +43,7 @@ pub fn run(args: &Args, now: UnixTime, console: &mut Console<'_>) -> Result<(), 
         lines.push(Line { name: "revocation_list", outcome: apply(&mut trust, &bytes, now) });
     }
     let chain = std::str::from_utf8(&crt).map_err(|_| crate::BadCertificate("not PEM")).and_then(Chain::from_pem);
+    let authority = chain.as_ref().ok().and_then(|chain| vouching(chain, &trust, now));
     match &chain {
         Ok(chain) => lines.extend(trust.examine(chain, now).into_iter().map(|(check, outcome)| Line {
             name: check.name(),
@@ -54,7 +51,7 @@ pub fn run(args: &Args, now: UnixTime, console: &mut Console<'_>) -> Result<(), 
                 (Check::Revocation, Ok(())) if args.revocations.is_none() => {
                     Outcome::Skipped("no --revocations to check against")
                 }
-                (_, Ok(())) => Outcome::Passed(passed(check, &trust, now)),
+                (_, Ok(())) => Outcome::Passed(passed(check, &trust, authority.as_ref(), now)),
                 (_, Err(refused)) => Outcome::Failed(refused),
             },
         })),
@@ -72,6 +69,7 @@ pub fn run(args: &Args, now: UnixTime, console: &mut Console<'_>) -> Result<(), 
         let node = shown.map_or(Value::Null, |sheet| sheet.json());
         console.print(&pretty(&json!({
             "kind": "verification", "verified": verified, "at": now.to_string(), "checks": checks, "node": node,
+            "authority": authority,
         })))?;
     } else {
         let text: String = lines.iter().map(|line| line.text(console.colours)).collect();
@@ -132,11 +130,12 @@ fn first_refusal(lines: &[Line]) -> Option<&Refused> {
 }
 
 /// What it means that a check passed.
-fn passed(check: Check, trust: &Trust, now: UnixTime) -> String {
+fn passed(check: Check, trust: &Trust, authority: Option<&Fingerprint>, now: UnixTime) -> String {
     match check {
         Check::Form => "it is a certificate of a node, of the form that wiremesh issues".to_owned(),
         Check::Issuer => {
-            format!("signatures lead up to the authority {}", &trust.authority().fingerprint().to_string()[..16])
+            let authority = authority.map(ToString::to_string).unwrap_or_default();
+            format!("signatures lead up to the authority {}", authority.get(..16).unwrap_or_default())
         }
         Check::Authority => "each authority in the chain kept to its limits".to_owned(),
         Check::Time => format!("all certificates of the chain are valid at {now}"),
@@ -146,13 +145,17 @@ fn passed(check: Check, trust: &Trust, now: UnixTime) -> String {
     }
 }
 
-/// The signed list, as bytes or as text.
-fn apply(trust: &mut Trust, bytes: &[u8], now: UnixTime) -> Outcome {
-    let signed = match std::str::from_utf8(bytes) {
-        Ok(text) => SignedRevocations::from_base64(text.trim()),
-        Err(_) => SignedRevocations::from_bytes(bytes),
+/// Which of the authorities it is that the signatures lead up to.
+fn vouching(chain: &Chain, trust: &Trust, now: UnixTime) -> Option<Fingerprint> {
+    let vouches = |authority: &&CaCertificate| {
+        let checks = Trust::new((*authority).clone()).examine(chain, now);
+        checks.iter().any(|(check, outcome)| *check == Check::Issuer && outcome.is_ok())
     };
-    match signed.map_err(Refused::from).and_then(|signed| trust.apply_revocations(&signed, now)) {
+    trust.authorities().iter().find(vouches).map(CaCertificate::fingerprint)
+}
+
+fn apply(trust: &mut Trust, bytes: &[u8], now: UnixTime) -> Outcome {
+    match revocations::signed_in(bytes).and_then(|signed| trust.apply_revocations(&signed, now)) {
         Ok(_) => Outcome::Passed(format!("revocation list {} is signed by the authority", trust.revocation_number())),
         Err(refused) => Outcome::Failed(refused),
     }
