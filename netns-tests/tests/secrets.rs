@@ -18,7 +18,7 @@ use base64::{
     Engine,
     prelude::{BASE64_STANDARD, BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD},
 };
-use netns_tests::{Agent, Coordinator, Lab, Process, eventually, fetch, story_within, wiremesh_binary};
+use netns_tests::{Agent, Coordinator, Process, eventually, fetch, story_within, wiremesh_binary};
 use nix::sys::signal::Signal;
 use reqwest::Method;
 use wiremesh::sandbox::Node;
