@@ -7,7 +7,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, net::IpAddr};
 use wiremesh_certs::{
-    MeshName, NodeName, NodeRecord, OverlayIp, ServiceName, Signed, SignedRevocations, TunnelUrl, UnixTime, WgPublicKey,
+    MeshName, NodeId, NodeName, NodeRecord, OverlayIp, ServiceName, Signed, SignedRevocations, TunnelUrl, UnixTime,
+    WgPublicKey,
 };
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -90,6 +91,26 @@ pub struct EnrollResponse {
     pub coordinators: Vec<String>,
     /// How often to send a heartbeat.
     pub heartbeat_interval_secs: u64,
+}
+
+/// The answer to `POST /api/enroll` with status 202: whoever made the token wants to see first who comes with it. Asking
+/// again with the same request is how to hear of the decision.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct JoinWaiting {
+    /// `waiting_for_approval`.
+    pub status: String,
+    /// What the machine asked to be called.
+    pub name: NodeName,
+    /// Its identity, as the operator sees it.
+    pub identity: NodeId,
+    /// Its WireGuard key, as the operator sees it.
+    pub wireguard_key: WgPublicKey,
+    /// How to make sure that the operator approves of this machine and no other.
+    pub compare: String,
+    /// When to ask again, at the earliest.
+    pub ask_again_secs: u64,
+    /// When the coordinator forgets that it was asked.
+    pub ends_at: UnixTime,
 }
 
 /// The answer to `POST /api/certs/renew`.
@@ -365,8 +386,10 @@ pub struct ErrorBody {
 
 /// What the coordinator's Unix socket understands.
 pub mod admin {
+    use std::net::IpAddr;
+
     use super::*;
-    use wiremesh_certs::{GroupName, NodeId, Serial};
+    use wiremesh_certs::{GroupName, Serial};
 
     /// `POST /tokens`.
     #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -384,6 +407,9 @@ pub mod admin {
         /// What whoever joins with it may offer; empty: anything.
         #[serde(default)]
         pub services: Vec<ServiceName>,
+        /// Whether whoever joins with it waits for an operator.
+        #[serde(default)]
+        pub approve: bool,
         /// Where the coordinator is reached, if not as its configuration says.
         #[serde(default)]
         pub urls: Vec<String>,
@@ -419,6 +445,9 @@ pub mod admin {
         pub uses: u32,
         /// Machines that joined with it.
         pub used: u32,
+        /// Whether whoever joins with it waits for an operator.
+        #[serde(default)]
+        pub approve: bool,
         /// When it was made.
         pub created_at: UnixTime,
         /// When it ends.
@@ -453,5 +482,120 @@ pub mod admin {
         pub number: u64,
         /// Whose it was, if known.
         pub name: Option<NodeName>,
+    }
+
+    /// A machine that asked to join and needs an operator's word.
+    #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+    pub struct Join {
+        /// What it wants to be called.
+        pub name: NodeName,
+        /// Who it is: what to compare with what the machine itself says.
+        pub identity: NodeId,
+        /// Its WireGuard key.
+        pub wireguard_key: WgPublicKey,
+        /// The id of the token that it showed.
+        pub token: String,
+        /// Where it asked from.
+        pub from: IpAddr,
+        /// `waiting`, `approved` (and not come back yet) or `declined`.
+        pub standing: String,
+        /// When it asked first.
+        pub asked_at: UnixTime,
+        /// When it was last heard to ask, to within a minute.
+        pub heard_at: UnixTime,
+        /// When this is forgotten.
+        pub ends_at: UnixTime,
+    }
+
+    /// The answer to `GET /joins`.
+    #[derive(Clone, Debug, Deserialize, Serialize)]
+    pub struct Joins {
+        /// Those that wait first, of them those that wait for longest.
+        pub joins: Vec<Join>,
+    }
+
+    /// `POST /joins/approve` and `POST /joins/refuse`: exactly one of them. The answer is the [`Join`].
+    #[derive(Clone, Debug, Default, Deserialize, Serialize)]
+    pub struct DecideJoin {
+        /// The only machine that asks under this name.
+        #[serde(default)]
+        pub name: Option<NodeName>,
+        /// The machine with this identity.
+        #[serde(default)]
+        pub identity: Option<NodeId>,
+    }
+
+    /// Who did something.
+    #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+    #[serde(tag = "as", rename_all = "snake_case")]
+    pub enum Actor {
+        /// Whoever opened the coordinator's socket.
+        Operator {
+            /// The user that the kernel says it was.
+            uid: u32,
+        },
+        /// A member of the mesh.
+        Member {
+            /// What it is called.
+            name: NodeName,
+            /// Who it is.
+            identity: NodeId,
+        },
+        /// Somebody who is no member.
+        Stranger,
+        /// The coordinator, by itself.
+        Coordinator,
+    }
+
+    /// One row of the audit.
+    #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+    pub struct AuditRow {
+        /// Its number: later rows have higher ones.
+        pub id: u64,
+        /// When.
+        pub at: UnixTime,
+        /// What, in one stable word.
+        pub kind: String,
+        /// Who did it.
+        pub by: Actor,
+        /// The address that the request came from; null: the coordinator's socket, or nobody.
+        pub from: Option<IpAddr>,
+        /// The name of whom it concerns.
+        pub name: Option<NodeName>,
+        /// The identity of whom it concerns.
+        pub identity: Option<NodeId>,
+        /// The id of the token it concerns.
+        pub token: Option<String>,
+        /// What else there is to say about this kind.
+        pub detail: serde_json::Map<String, serde_json::Value>,
+    }
+
+    /// The query of `GET /audit`.
+    #[derive(Clone, Debug, Default, Deserialize, Serialize)]
+    pub struct AuditQuery {
+        /// Only rows after this one.
+        #[serde(default)]
+        pub after: u64,
+        /// Of those, only this many of the newest.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub newest: Option<u32>,
+        /// Only rows from then on.
+        #[serde(default)]
+        pub since: UnixTime,
+        /// Only rows of this kind.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub kind: Option<String>,
+        /// If there is none, wait so long for one.
+        #[serde(default)]
+        pub wait_secs: u64,
+    }
+
+    /// The answer: oldest first, and only as many as fit. The next question is for those after the last of them.
+    #[derive(Clone, Debug, Deserialize, Serialize)]
+    pub struct Audit {
+        /// The rows.
+        pub rows: Vec<AuditRow>,
+        /// Whether there are more already.
+        pub more: bool,
     }
 }

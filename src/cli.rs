@@ -1,6 +1,7 @@
 //! The commands of `wiremesh`, one file each.
 
 mod agent;
+mod audit;
 mod call;
 mod capabilities;
 mod cert;
@@ -8,10 +9,12 @@ mod coordinator;
 pub mod demo;
 mod drain;
 pub mod failure;
+mod join;
 mod keys;
 mod ping;
 mod revoke;
 pub mod socket;
+mod table;
 mod token;
 mod view;
 
@@ -55,6 +58,8 @@ enum Networked {
     Coordinator(coordinator::Args),
     Agent(agent::Args),
     Token(token::Args),
+    Join(join::Args),
+    Audit(audit::Args),
     /// Shows how this machine's agent is: identity, overlay, DHT, coordinator
     #[command(after_help = "Examples:\n  wiremesh status --watch\n  wiremesh status --json | jq .coordinator")]
     Status(view::Args),
@@ -133,6 +138,8 @@ async fn networked(command: Networked) -> Result<u8, Failure> {
         Networked::Coordinator(args) => coordinator::run(&args).await?,
         Networked::Agent(args) => agent::run(&args).await?,
         Networked::Token(args) => token::run(&args, clock::unix(), out).await?,
+        Networked::Join(args) => join::run(&args, clock::unix(), out).await?,
+        Networked::Audit(args) => audit::run(&args, clock::unix(), out).await?,
         Networked::Status(args) => view::run(View::Status, &args, out).await?,
         Networked::Peers(args) => view::run(View::Peers, &args, out).await?,
         Networked::Services(args) => view::run(View::Services, &args, out).await?,

@@ -4,7 +4,8 @@
 //! enroll ──► enrolment (one transaction) ──► members ──┐
 //! register, heartbeat ──► Trust ──► registry ──────────┼──► store, in batches
 //! discover, bootstrap, nodes ◄── registry              │
-//! token, revoke (Unix socket) ─────────────────────────┘
+//! token, join, revoke (Unix socket) ───────────────────┤
+//! audit (Unix socket) ◄── what was done ───────────────┘
 //! ```
 //!
 //! It manages and does not control: with it gone everything goes on but joining, renewing and revoking.
@@ -13,8 +14,11 @@
 //! - [`enrolment`]: who may join; a function
 //! - [`rekey`]: who may change its keys; a function
 //! - [`copies`]: which identity is used twice at once; a state machine
+//! - [`limiter`]: how often joining may fail
+//! - [`audit`]: what was done about who is in the mesh
 //! - [`io`]: HTTPS, the Unix socket, SQLite, the files of the authority
 
+pub mod audit;
 pub mod config;
 pub mod copies;
 pub mod enrolment;

@@ -40,6 +40,12 @@ pub struct TokenOptions {
     pub uses: Option<u32>,
     /// The only name that may be joined with it.
     pub name: Option<String>,
+    /// Groups of whoever joins with it.
+    pub groups: &'static [&'static str],
+    /// What whoever joins with it may offer.
+    pub services: &'static [&'static str],
+    /// Whether whoever joins with it waits for an operator.
+    pub approve: bool,
 }
 
 impl Coordinator {
@@ -106,11 +112,19 @@ impl Coordinator {
         option("ttl", options.ttl.map(str::to_owned));
         option("uses", options.uses.map(|uses| uses.to_string()));
         option("name", options.name.clone());
-        let output = self.command(&arguments)?;
-        let stdout = String::from_utf8_lossy(&output.stdout);
-        anyhow::ensure!(output.status.success(), "token create: {}", String::from_utf8_lossy(&output.stderr));
-        let answer: Value = serde_json::from_str(&stdout).with_context(|| format!("token create printed {stdout}"))?;
-        Ok(answer["token"].as_str().with_context(|| format!("no token in {stdout}"))?.to_owned())
+        options.groups.iter().for_each(|group| option("group", Some((*group).to_owned())));
+        options.services.iter().for_each(|service| option("service", Some((*service).to_owned())));
+        arguments.extend(options.approve.then(|| "--approve".to_owned()));
+        let answer = self.command_json(&arguments)?;
+        Ok(answer["token"].as_str().with_context(|| format!("no token in {answer}"))?.to_owned())
+    }
+
+    /// What `wiremesh audit` tells, oldest first.
+    pub fn audit(&self) -> anyhow::Result<Vec<Value>> {
+        let output = self.command(&["audit".to_owned(), "--json".to_owned()])?;
+        anyhow::ensure!(output.status.success(), "audit: {}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8_lossy(&output.stdout);
+        text.lines().map(|line| serde_json::from_str(line).with_context(|| format!("audit printed {line}"))).collect()
     }
 
     /// Revokes a member with all its certificates, as its operator, through the coordinator's socket.
@@ -128,6 +142,14 @@ impl Coordinator {
         let mut command: Command = self.place.wiremesh(&self.node)?;
         command.args(arguments).arg("--config").arg(self.config());
         command.output().with_context(|| format!("running wiremesh {arguments:?}"))
+    }
+
+    /// What a `wiremesh` command with `--json` prints.
+    pub fn command_json(&self, arguments: &[String]) -> anyhow::Result<Value> {
+        let output = self.command(arguments)?;
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        anyhow::ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_str(&stdout).with_context(|| format!("{arguments:?} printed {stdout}"))
     }
 
     /// The folder with its CA and database.

@@ -1,6 +1,7 @@
 //! Coordinator and members in one process, over real TLS on loopback: joining, and every way it must be refused.
 #![expect(clippy::disallowed_methods, reason = "the whole file is a test, its helpers too")]
 
+mod admission;
 mod disk;
 mod joining;
 mod keys;

@@ -5,7 +5,12 @@ use std::io::Write;
 use serde_json::{Value, json};
 use wiremesh_certs::{GroupName, NodeName, ServiceName, UnixTime};
 
-use super::{coordinator::Where, failure::Failure, socket};
+use super::{
+    coordinator::Where,
+    failure::Failure,
+    socket,
+    table::{self, coarse},
+};
 use crate::{
     api::admin::{CreateToken, CreatedToken, Token, Tokens},
     settings::Span,
@@ -47,7 +52,8 @@ enum Command {
 /// Makes a join token and prints it: a secret, seen this once
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:\n  wiremesh token create --ttl 24h --uses 1 --name worker-1 > join-token\n  \
-    TOKEN=$(wiremesh token create --group gpu --uses 10 --url https://203.0.113.1:8080)")]
+    TOKEN=$(wiremesh token create --group gpu --uses 10 --url https://203.0.113.1:8080)\n  \
+    wiremesh token create --approve --uses 20 --service llm-inference > join-token")]
 pub struct CreateArgs {
     /// How long it may be used: 90s, 15m, 24h, 7d, 1y
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = ttl)]
@@ -64,6 +70,9 @@ pub struct CreateArgs {
     /// A service that they may offer; may be given several times [default: any]
     #[arg(long = "service", value_name = "SERVICE")]
     services: Vec<ServiceName>,
+    /// Whoever joins with it waits until an operator lets it in: wiremesh join
+    #[arg(long)]
+    approve: bool,
     /// Where the coordinator is reached; may be given several times [default: its public_urls]
     #[arg(long = "url", value_name = "URL")]
     urls: Vec<String>,
@@ -96,6 +105,7 @@ async fn create(args: &CreateArgs, out: &mut impl Write) -> Result<(), Failure> 
         name: args.name.clone(),
         groups: args.groups.clone(),
         services: args.services.clone(),
+        approve: args.approve,
         urls: args.urls.clone(),
     };
     let created: CreatedToken = socket::post(&args.at.socket()?, "/tokens", &body).await?;
@@ -136,7 +146,7 @@ fn write_table(tokens: &[Token], now: UnixTime, out: &mut impl Write) -> std::io
     if tokens.is_empty() {
         return writeln!(out, "no join tokens");
     }
-    let header = ["ID", "STATE", "USED", "ENDS", "NAME", "GROUPS", "SERVICES"].map(str::to_owned);
+    let header = ["ID", "STATE", "USED", "ENDS", "NAME", "GROUPS", "SERVICES", "APPROVAL"];
     let rows = tokens.iter().map(|token| {
         let ends = if token.expires_at > now {
             format!("in {}", coarse(Span(token.expires_at.saturating_since(now))))
@@ -151,15 +161,10 @@ fn write_table(tokens: &[Token], now: UnixTime, out: &mut impl Write) -> std::io
             token.name.as_ref().map_or("any".to_owned(), ToString::to_string),
             joined(&token.groups, "none"),
             joined(&token.services, "any"),
+            if token.approve { "asked for" } else { "none" }.to_owned(),
         ]
     });
-    let rows: Vec<_> = std::iter::once(header).chain(rows).collect();
-    let widths: Vec<_> = (0..7).map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0)).collect();
-    for row in &rows {
-        let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        writeln!(out, "{}", cells.join("  ").trim_end())?;
-    }
-    Ok(())
+    table::write(header, rows, out)
 }
 
 fn joined(names: &[impl ToString], none: &str) -> String {
@@ -167,13 +172,6 @@ fn joined(names: &[impl ToString], none: &str) -> String {
         [] => none.to_owned(),
         names => names.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
     }
-}
-
-/// The largest unit says enough: `23h`, not `23h59m41s`.
-fn coarse(span: Span) -> String {
-    let text = span.to_string();
-    let end = text.find(|c: char| c.is_ascii_alphabetic()).map_or(text.len(), |at| at + 1);
-    text[..end].to_owned()
 }
 
 #[cfg(test)]
@@ -193,20 +191,26 @@ mod tests {
             services: Vec::new(),
             uses: 10,
             used: 3,
+            approve: false,
             created_at: now,
             expires_at: now.plus(Duration::from_secs(86_399)),
         };
-        let ended =
-            Token { id: "a".into(), state: "expired".into(), expires_at: UnixTime(now.0 - 60), ..token.clone() };
+        let ended = Token {
+            id: "a".into(),
+            state: "expired".into(),
+            approve: true,
+            expires_at: UnixTime(now.0 - 60),
+            ..token.clone()
+        };
         let mut out = Vec::new();
 
         write_table(&[token, ended], now, &mut out).unwrap();
 
         assert_eq!(
             String::from_utf8(out).unwrap(),
-            "ID            STATE    USED  ENDS    NAME  GROUPS  SERVICES\n\
-             3f9a51c07b2e  usable   3/10  in 23h  any   gpu,eu  any\n\
-             a             expired  3/10  1m ago  any   gpu,eu  any\n"
+            "ID            STATE    USED  ENDS    NAME  GROUPS  SERVICES  APPROVAL\n\
+             3f9a51c07b2e  usable   3/10  in 23h  any   gpu,eu  any       none\n\
+             a             expired  3/10  1m ago  any   gpu,eu  any       asked for\n"
         );
     }
 }

@@ -1,5 +1,7 @@
 //! The coordinator's configuration: parsed once, into values that cannot be wrong.
 
+mod policy;
+
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
@@ -9,7 +11,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
-use wiremesh_certs::{MAX_URLS, MIN_LIFETIME, MeshName, ServiceName};
+use wiremesh_certs::{MAX_URLS, MIN_LIFETIME, MeshName, Policy, ServiceName};
 
 use crate::settings::{BadSettings, Layers, Span};
 
@@ -47,6 +49,8 @@ pub struct Config {
     pub heartbeat_interval: Duration,
     /// What the operator says about services.
     pub catalog: BTreeMap<ServiceName, CatalogEntry>,
+    /// Who may offer and who may call them.
+    pub policy: Policy,
 }
 
 /// What the operator says about one service.
@@ -103,6 +107,7 @@ impl Config {
             public_discovery: file.public_discovery,
             heartbeat_interval: interval,
             catalog: file.catalog,
+            policy: policy::policy(file.policy)?,
         })
     }
 }
@@ -122,6 +127,7 @@ struct File {
     public_discovery: bool,
     heartbeat_interval: Span,
     catalog: BTreeMap<ServiceName, CatalogEntry>,
+    policy: policy::Section,
 }
 
 impl Default for File {
@@ -139,6 +145,7 @@ impl Default for File {
             public_discovery: false,
             heartbeat_interval: Span(Duration::from_secs(10)),
             catalog: BTreeMap::new(),
+            policy: policy::Section::new(),
         }
     }
 }
@@ -200,6 +207,7 @@ mod tests {
             "public_discovery",
             "heartbeat_interval",
             "catalog",
+            "policy",
         ] {
             assert!(example.contains_key(option), "{option}");
         }
@@ -218,6 +226,12 @@ mod tests {
             ("database = 'mysql'", "`database`: must be"),
             ("[catalog.ocr]\ntier = true", "`catalog.ocr.tier`: must be a word or a number"),
             (
+                "[policy.ocr]\nofer = ['gpu']",
+                "coordinator.toml: `policy.ocr.ofer`: there is no such option; did you mean `offer`?",
+            ),
+            ("[policy.'a b']\noffer = ['gpu']", "coordinator.toml: `policy"),
+            ("[policy.ocr]\ncall = ['a b']", "coordinator.toml: `policy.ocr.call`: "),
+            (
                 "publik_discovery = true",
                 "coordinator.toml: `publik_discovery`: there is no such option; did you mean `public_discovery`?",
             ),
@@ -226,6 +240,37 @@ mod tests {
             let error = parse(text).unwrap_err();
             assert!(error.starts_with(expected), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn policy_names_the_groups_that_may_offer_and_call() {
+        let text = "[policy.llm-inference]\noffer = ['gpu']\ncall = ['apps', 'staff']\n[policy.'*']\ncall = []";
+        let (llm, ocr) = (ServiceName::new("llm-inference").unwrap(), ServiceName::new("ocr").unwrap());
+        let (gpu, staff) = ("gpu".parse().unwrap(), "staff".parse().unwrap());
+
+        let policy = parse(text).unwrap().policy;
+
+        assert!(policy.may_offer(&llm, std::slice::from_ref(&gpu)) && !policy.may_offer(&llm, &[]));
+        assert!(policy.may_call(&llm, &[staff]) && !policy.may_call(&llm, &[gpu]));
+        assert!(policy.may_offer(&ocr, &[]) && !policy.may_call(&ocr, &[]));
+        assert!(parse("").unwrap().policy.is_open());
+    }
+
+    #[test]
+    fn a_policy_has_bounds() {
+        let names = |count: usize| (0..count).map(|n| format!("'g{n}'")).collect::<Vec<_>>().join(",");
+        let rules = |count: usize| (0..count).map(|n| format!("[policy.s{n}]\n")).collect::<String>();
+        let long = |n: usize| (0..5).map(|g| format!("'{g}{}'", "g".repeat(n))).collect::<Vec<_>>().join(",");
+        let wide = |n: usize| (0..1000).map(|s| format!("[policy.s{s}]\ncall = [{}]\n", long(n))).collect::<String>();
+
+        for (text, expected) in [
+            (format!("[policy.ocr]\noffer = [{}]", names(33)), "`policy.ocr.offer`: more than 32 groups"),
+            (rules(1025), "`policy`: more than 1024 services"),
+            (wide(60), "`policy`: its names are longer than 256 KiB together"),
+        ] {
+            assert_eq!(parse(&text).unwrap_err(), expected);
+        }
+        assert!(parse(&wide(40)).is_ok());
     }
 
     #[test]

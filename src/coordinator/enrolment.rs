@@ -2,12 +2,20 @@
 //!
 //! ```text
 //! request ─► token known, not revoked, not expired ─► used by this machine before, or uses left
-//!         ─► name as the token wants it ─► identity, name and WireGuard key not another's ─► Decision
+//!         ─► name as the token wants it ─► identity, name and WireGuard key not another's
+//!         ─► does the token want an operator's word? ─ no, or it was given ─► Join
+//!                                                    └ not yet ─────────────► Wait
 //! ```
 //!
 //! **Invariant:** the facts are read, the decision made and its consequences written in one transaction.
+//!
+//! **Invariant:** what an operator approves is one identity with one name and one WireGuard key by one token. Whoever
+//! asks with anything else waits anew.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use ipnet::IpNet;
 use wiremesh_certs::{
@@ -16,6 +24,15 @@ use wiremesh_certs::{
 
 /// The first address goes to nobody, the second belongs to the coordinator.
 pub const FIRST_HOST: u64 = 2;
+/// How long a machine waits for an operator, and an operator's yes for the machine. Longer than a long weekend.
+pub const WAITING_FOR: Duration = Duration::from_secs(7 * 86_400);
+/// Machines that wait at once. At the bound no more are taken in until some are decided about or lapse.
+pub const MAX_WAITING: u32 = 1024;
+/// Machines that may wait with one token beyond those it was made for: so that a thief who comes first does not keep its
+/// owner out, and the operator sees both.
+pub const MORE_THAN_USES: u32 = 8;
+/// How often a machine that waits may ask to be taken for another than it said.
+pub const CHANGES_EVERY: Duration = Duration::from_secs(60);
 
 /// A token as it is kept.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -32,6 +49,8 @@ pub struct Token {
     pub uses: u32,
     /// Machines that joined with it.
     pub used: u32,
+    /// Whether an operator must approve of each.
+    pub approve: bool,
     /// When it was made.
     pub created_at: UnixTime,
     /// When it ends.
@@ -68,6 +87,57 @@ pub struct Holder {
     pub revoked: bool,
 }
 
+/// A machine that asked to join and needs an operator's word.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Asked {
+    /// What it wants to be called.
+    pub name: NodeName,
+    /// Its WireGuard key.
+    pub wg: WgPublicKey,
+    /// The id of the token that it showed.
+    pub token: String,
+    /// What the operator said.
+    pub standing: Standing,
+    /// When it asked first.
+    pub asked_at: UnixTime,
+    /// When it was last heard to ask, to within [`CHANGES_EVERY`].
+    pub heard_at: UnixTime,
+}
+
+impl Asked {
+    /// Whether this is the same question, asked once more.
+    pub fn is(&self, request: &CertificateRequest, token: &str) -> bool {
+        self.name == request.name && self.wg == request.wg && self.token == token
+    }
+}
+
+/// What an operator said to a machine that asked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Standing {
+    /// Nothing yet.
+    Waiting,
+    /// Yes.
+    Approved,
+    /// No.
+    Declined,
+}
+
+impl Standing {
+    /// One stable word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Standing::Waiting => "waiting",
+            Standing::Approved => "approved",
+            Standing::Declined => "declined",
+        }
+    }
+
+    /// The standing of this word.
+    pub fn parse(word: &str) -> Option<Standing> {
+        [Standing::Waiting, Standing::Approved, Standing::Declined].into_iter().find(|standing| standing.word() == word)
+    }
+}
+
 /// What the database knows that bears on one request.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
@@ -75,6 +145,8 @@ pub struct Facts {
     pub token: Option<Token>,
     /// Whether this identity joined with this token before.
     pub used_before: bool,
+    /// What this identity asked of an operator, if that is still open or was answered lately.
+    pub asked: Option<Asked>,
     /// The member with this identity.
     pub same_identity: Option<Holder>,
     /// Whether the identity is on the revocation list.
@@ -85,15 +157,23 @@ pub struct Facts {
     pub key_holder: Option<NodeId>,
 }
 
-/// The machine may join.
+/// What becomes of a request that is not refused.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Decision {
-    /// With this token.
-    pub token: Token,
-    /// Whether that takes one of its uses.
-    pub charged: bool,
-    /// The place it already has; `None`: it needs one.
-    pub host: Option<u64>,
+pub enum Decision {
+    /// The machine may join.
+    Join {
+        /// With this token.
+        token: Token,
+        /// Whether that takes one of its uses.
+        charged: bool,
+        /// The place it already has; `None`: it needs one.
+        host: Option<u64>,
+    },
+    /// An operator must say so first.
+    Wait {
+        /// It came with this token.
+        token: Token,
+    },
 }
 
 /// The machine may not join. Final: trying again changes nothing.
@@ -121,6 +201,9 @@ pub enum Refusal {
         /// How many it was made for.
         uses: u32,
     },
+    /// An operator said no.
+    #[error("an operator refused to let this machine join")]
+    Declined,
     /// It is bound to another name.
     #[error("this join token is for a node called {wanted}, not {given}")]
     TokenForAnotherName {
@@ -165,6 +248,7 @@ impl Refusal {
             Refusal::TokenRevoked(_) => "token_revoked",
             Refusal::TokenExpired { .. } => "token_expired",
             Refusal::TokenUsed { .. } => "token_used",
+            Refusal::Declined => "join_declined",
             Refusal::TokenForAnotherName { .. } => "token_for_another_name",
             Refusal::NameReserved => "name_reserved",
             Refusal::NameTaken { .. } => "name_taken",
@@ -179,10 +263,14 @@ impl Refusal {
     /// What to do about it.
     pub fn hint(&self) -> &'static str {
         match self {
-            Refusal::UnknownToken
-            | Refusal::TokenRevoked(_)
-            | Refusal::TokenExpired { .. }
-            | Refusal::TokenUsed { .. } => "make a new one: wiremesh token create",
+            Refusal::UnknownToken | Refusal::TokenRevoked(_) | Refusal::TokenExpired { .. } => {
+                "make a new one: wiremesh token create"
+            }
+            Refusal::TokenUsed { .. } => {
+                "make a new one: wiremesh token create; if no other machine of yours has used it, see who did: \
+                 wiremesh audit"
+            }
+            Refusal::Declined => "ask whoever runs the mesh; with a new token this machine may ask again",
             Refusal::TokenForAnotherName { .. } => "set that name, or make a token for this one",
             Refusal::NameReserved => "choose another name",
             Refusal::NameTaken { .. } => "choose another name, or revoke its holder: wiremesh cert revoke NAME",
@@ -197,7 +285,7 @@ impl Refusal {
 
 /// Decides about one request.
 pub fn decide(request: &CertificateRequest, facts: &Facts, network: IpNet, now: UnixTime) -> Result<Decision, Refusal> {
-    let token = usable(facts, now)?;
+    let token = usable(request, facts, now)?;
     if request.name.as_str() == COORDINATOR_NAME {
         return Err(Refusal::NameReserved);
     }
@@ -205,7 +293,23 @@ pub fn decide(request: &CertificateRequest, facts: &Facts, network: IpNet, now: 
         return Err(Refusal::TokenForAnotherName { wanted: wanted.clone(), given: request.name.clone() });
     }
     let host = unclaimed(request.identity, &request.name, request.wg, facts, network)?;
-    Ok(Decision { token: token.clone(), charged: !facts.used_before, host })
+    if token.approve && !is_approved(request, token, facts)? {
+        return Ok(Decision::Wait { token: token.clone() });
+    }
+    Ok(Decision::Join { token: token.clone(), charged: !facts.used_before, host })
+}
+
+/// Whether an operator said yes to this very machine.
+fn is_approved(request: &CertificateRequest, token: &Token, facts: &Facts) -> Result<bool, Refusal> {
+    // It was let in with this token and this key once: the answer did not reach it, or it begins again.
+    if facts.used_before && facts.key_holder == Some(request.identity) {
+        return Ok(true);
+    }
+    match &facts.asked {
+        Some(asked) if asked.token == token.id && asked.standing == Standing::Declined => Err(Refusal::Declined),
+        Some(asked) => Ok(asked.standing == Standing::Approved && asked.is(request, &token.id)),
+        None => Ok(false),
+    }
 }
 
 /// Whether identity, name and key are free or this identity's own; its place, if it has one.
@@ -232,12 +336,14 @@ pub fn unclaimed(
     Ok(facts.same_identity.as_ref().map(|member| member.host))
 }
 
-fn usable(facts: &Facts, now: UnixTime) -> Result<&Token, Refusal> {
+fn usable<'a>(request: &CertificateRequest, facts: &'a Facts, now: UnixTime) -> Result<&'a Token, Refusal> {
     let token = facts.token.as_ref().ok_or(Refusal::UnknownToken)?;
     if token.revoked_at.is_some() {
         return Err(Refusal::TokenRevoked(token.id.clone()));
     }
-    if now >= token.expires_at {
+    // Who asked in time is not turned away because the operator took until after the token's end.
+    let asked_in_time = facts.asked.as_ref().is_some_and(|asked| asked.is(request, &token.id));
+    if now >= token.expires_at && !asked_in_time {
         return Err(Refusal::TokenExpired { id: token.id.clone(), expires_at: token.expires_at });
     }
     if !facts.used_before && token.used >= token.uses {
@@ -277,98 +383,4 @@ pub fn host_of(network: IpNet, address: OverlayIp) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const NOW: UnixTime = UnixTime(1_000_000);
-
-    fn network() -> IpNet {
-        "10.42.0.0/16".parse().unwrap()
-    }
-
-    fn name(text: &str) -> NodeName {
-        NodeName::new(text).unwrap()
-    }
-
-    fn request() -> CertificateRequest {
-        CertificateRequest { identity: NodeId([1; 32]), name: name("a"), wg: WgPublicKey([1; 32]) }
-    }
-
-    fn token() -> Token {
-        Token {
-            id: "t1".into(),
-            name: None,
-            groups: Vec::new(),
-            services: Vec::new(),
-            uses: 1,
-            used: 0,
-            created_at: NOW,
-            expires_at: UnixTime(NOW.0 + 10),
-            revoked_at: None,
-        }
-    }
-
-    fn holder(byte: u8, called: &str) -> Holder {
-        Holder { identity: NodeId([byte; 32]), name: name(called), host: 7, revoked: false }
-    }
-
-    fn facts() -> Facts {
-        Facts { token: Some(token()), ..Facts::default() }
-    }
-
-    #[test]
-    fn each_hostile_case_is_refused_with_its_own_reason() {
-        let cases: Vec<(&str, Facts)> = vec![
-            ("token_unknown", Facts { token: None, ..facts() }),
-            ("token_revoked", Facts { token: Some(Token { revoked_at: Some(NOW), ..token() }), ..facts() }),
-            ("token_expired", Facts { token: Some(Token { expires_at: NOW, ..token() }), ..facts() }),
-            ("token_used", Facts { token: Some(Token { used: 1, ..token() }), ..facts() }),
-            ("token_for_another_name", Facts { token: Some(Token { name: Some(name("b")), ..token() }), ..facts() }),
-            ("name_taken", Facts { same_name: Some(holder(2, "a")), ..facts() }),
-            ("wireguard_key_taken", Facts { key_holder: Some(NodeId([2; 32])), ..facts() }),
-            ("identity_has_another_name", Facts { same_identity: Some(holder(1, "b")), ..facts() }),
-            ("identity_revoked", Facts { same_identity: Some(Holder { revoked: true, ..holder(1, "a") }), ..facts() }),
-        ];
-
-        for (expected, facts) in cases {
-            let refusal = decide(&request(), &facts, network(), NOW).unwrap_err();
-            assert_eq!(refusal.kind(), expected);
-        }
-        assert_eq!(
-            decide(&request(), &Facts { identity_revoked: true, ..facts() }, network(), NOW),
-            Err(Refusal::IdentityRevoked)
-        );
-        let reserved = CertificateRequest { name: name("coordinator"), ..request() };
-        assert_eq!(decide(&reserved, &facts(), network(), NOW).unwrap_err(), Refusal::NameReserved);
-    }
-
-    #[test]
-    fn the_same_machine_may_repeat_a_join_whose_answer_it_never_got() {
-        let facts = Facts {
-            token: Some(Token { used: 1, ..token() }),
-            used_before: true,
-            identity_revoked: false,
-            same_identity: Some(holder(1, "a")),
-            same_name: Some(holder(1, "a")),
-            key_holder: Some(NodeId([1; 32])),
-        };
-
-        let decision = decide(&request(), &facts, network(), NOW).unwrap();
-
-        assert_eq!((decision.charged, decision.host), (false, Some(7)));
-    }
-
-    #[test]
-    fn addresses_and_places_are_each_others_inverse() {
-        for text in ["10.42.0.0/16", "192.168.7.0/29", "fd00:1234::/64"] {
-            let network: IpNet = text.parse().unwrap();
-            for host in [FIRST_HOST, 5, last_host(network)] {
-                let address = address_of(network, host).unwrap();
-                assert_eq!(host_of(network, address), Some(host), "{text} {host}");
-            }
-        }
-        assert_eq!(address_of(network(), 70_000), None);
-        assert_eq!(address_of("10.0.0.0/30".parse().unwrap(), 2), Some("10.0.0.2".parse().unwrap()));
-        assert_eq!(last_host("10.0.0.0/30".parse().unwrap()), 2);
-    }
-}
+mod tests;

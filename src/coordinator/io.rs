@@ -95,7 +95,7 @@ pub async fn start(config: Config, tasks: &Tasks, mut rng: StdRng) -> anyhow::Re
     let socket_path = config.data_dir.join(SOCKET);
     let socket = serve::bind_socket(&socket_path)?;
 
-    let shared = Arc::new(Shared::new(config, urls.clone(), authority, store, &admin_key, rng));
+    let shared = Arc::new(Shared::new(config, urls.clone(), authority, store, &admin_key, tasks.token().clone(), rng));
     let members = load(&shared, now).await.context("could not read the members from the database")?;
     if let Err(problem) = http::list_former(shared.clone()).await {
         tracing::error!(why = %problem.message, "identities that were left behind are not revoked yet");
@@ -157,7 +157,7 @@ async fn load(shared: &Shared, now: UnixTime) -> anyhow::Result<usize> {
             .map_err(|refused| refused.to_string())
             .and_then(|opened| {
                 registry
-                    .restore(opened, said.capabilities, said.dht_port, said.last_heartbeat, deaf)
+                    .restore(&trust, opened, said.capabilities, said.dht_port, said.last_heartbeat, deaf)
                     .map_err(|refused: RecordRefused| refused.to_string())
             });
         if let Err(why) = restored {

@@ -20,7 +20,7 @@ use std::{
 };
 
 use wiremesh_certs::{
-    NodeId, NodeName, NodeRecord, Offer, Opened, OverlayIp, ServiceName, Signed, UnixTime, Verified, WgPublicKey,
+    NodeId, NodeName, NodeRecord, Offer, Opened, OverlayIp, ServiceName, Signed, Trust, UnixTime, Verified, WgPublicKey,
 };
 
 use crate::api::{DEFAULT_DHT_PORT, MAX_INTRODUCTIONS};
@@ -99,8 +99,8 @@ pub enum RecordRefused {
     /// Made by a clock ahead of ours.
     #[error("the record was made {0} s ahead of this coordinator's clock")]
     FromTheFuture(u64),
-    /// Beyond what the certificate allows.
-    #[error("the certificate does not allow this node to offer {0}")]
+    /// Beyond what the certificate or the mesh's policy allows.
+    #[error("this node may not offer {0}: its certificate or the mesh's policy does not allow it")]
     ServiceNotAllowed(ServiceName),
 }
 
@@ -180,6 +180,7 @@ impl Registry {
     /// that time was ours.
     pub fn restore(
         &mut self,
+        trust: &Trust,
         opened: Opened<NodeRecord>,
         capabilities: Option<Arc<Capabilities>>,
         dht_port: u16,
@@ -187,6 +188,7 @@ impl Registry {
         deaf: Duration,
     ) -> Result<(), RecordRefused> {
         self.check_member(&opened.by)?;
+        check_offers(trust, &opened)?;
         let Opened { by, payload: record, signed } = opened;
         let presence = Presence { signed, record, capabilities, dht_port, last_heartbeat, deaf };
         self.set_presence(by.id(), presence);
@@ -211,13 +213,14 @@ impl Registry {
     /// A member says what it is and what it offers.
     pub fn handle_register(
         &mut self,
+        trust: &Trust,
         sender: &Verified,
         opened: Opened<NodeRecord>,
         capabilities: Capabilities,
         dht_port: Option<u16>,
         now: UnixTime,
     ) -> Result<Vec<Signed<NodeRecord>>, RecordRefused> {
-        let introductions = self.handle_heartbeat(sender, opened, now)?;
+        let introductions = self.handle_heartbeat(trust, sender, opened, now)?;
         if let Some(presence) = self.entries.get_mut(&sender.id()).and_then(|entry| entry.presence.as_mut()) {
             presence.capabilities = Some(Arc::new(capabilities));
             presence.dht_port = dht_port.unwrap_or(DEFAULT_DHT_PORT);
@@ -230,6 +233,7 @@ impl Registry {
     /// [`MAX_INTRODUCTIONS`].
     pub fn handle_heartbeat(
         &mut self,
+        trust: &Trust,
         sender: &Verified,
         opened: Opened<NodeRecord>,
         now: UnixTime,
@@ -241,7 +245,7 @@ impl Registry {
             });
         }
         self.check_member(&opened.by)?;
-        check_record(&opened, now)?;
+        check_record(trust, &opened, now)?;
         let identity = sender.id();
         let Some(entry) = self.entries.get_mut(&identity) else {
             return Err(RecordRefused::UnknownMember(identity));
@@ -384,7 +388,7 @@ impl Registry {
     }
 }
 
-fn check_record(opened: &Opened<NodeRecord>, now: UnixTime) -> Result<(), RecordRefused> {
+fn check_record(trust: &Trust, opened: &Opened<NodeRecord>, now: UnixTime) -> Result<(), RecordRefused> {
     let record = &opened.payload;
     if !record.is_fresh_at(now) {
         return Err(RecordRefused::Ended(record.expires_at));
@@ -395,10 +399,14 @@ fn check_record(opened: &Opened<NodeRecord>, now: UnixTime) -> Result<(), Record
     if ahead > CLOCK_SKEW {
         return Err(RecordRefused::FromTheFuture(ahead.as_secs()));
     }
-    if let Some(service) = record.services.iter().find(|service| !opened.by.services().allows(service)) {
-        return Err(RecordRefused::ServiceNotAllowed(service.clone()));
+    check_offers(trust, opened)
+}
+
+fn check_offers(trust: &Trust, opened: &Opened<NodeRecord>) -> Result<(), RecordRefused> {
+    match opened.payload.services.iter().find(|service| !trust.may_offer(&opened.by, service)) {
+        Some(service) => Err(RecordRefused::ServiceNotAllowed(service.clone())),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The coordinator's HTTP API: routes, who may use them, and how a refusal looks.
 
 mod admin;
+mod audit;
 mod discovery;
 mod enrol;
 mod problem;
@@ -25,7 +26,7 @@ use wiremesh_certs::Verified;
 use zeroize::Zeroizing;
 
 use super::shared::Shared;
-use crate::{api, clock};
+use crate::{api, clock, coordinator::audit::Origin};
 pub use problem::Problem;
 pub use rekey::list_former;
 
@@ -35,6 +36,20 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 /// Where a request came from.
 #[derive(Clone, Copy, Debug)]
 pub struct Source(pub IpAddr);
+
+/// Who opened the connection to the Unix socket, as the kernel says.
+#[derive(Clone, Copy, Debug)]
+pub struct Operator {
+    /// Its user.
+    pub uid: u32,
+}
+
+impl Operator {
+    /// As the audit names it.
+    pub fn origin(&self) -> Origin {
+        Origin::operator(self.uid)
+    }
+}
 
 /// The state of all handlers.
 pub type State = axum::extract::State<Arc<Shared>>;
@@ -67,6 +82,10 @@ pub fn admin(shared: Arc<Shared>) -> Router {
         .route("/metrics", get(discovery::metrics))
         .route("/tokens", post(admin::create_token).get(admin::list_tokens))
         .route("/tokens/{id}/revoke", post(admin::revoke_token))
+        .route("/joins", get(admin::list_joins))
+        .route("/joins/approve", post(admin::approve_join))
+        .route("/joins/refuse", post(admin::refuse_join))
+        .route("/audit", get(audit::audit))
         .route("/revocations", post(admin::revoke).get(discovery::revocations_for_admin));
     finish(routes, shared)
 }
@@ -154,7 +173,8 @@ impl FromRequestParts<Arc<Shared>> for Caller {
         if let Caller::Member(by) = &caller
             && !shared.registry().knows(by.id())
         {
-            rekey::on_heard(shared, by).await?;
+            let from = parts.extensions.get::<Source>().map_or(IpAddr::from([0, 0, 0, 0]), |source| source.0);
+            rekey::on_heard(shared, by, from).await?;
         }
         Ok(caller)
     }
@@ -196,7 +216,12 @@ impl<T: DeserializeOwned> FromRequest<Arc<Shared>> for Body<T> {
     }
 }
 
-/// Requests on the Unix socket come from this machine.
+/// Requests that come from elsewhere.
 pub fn with_source(router: Router, source: IpAddr) -> Router {
     router.layer(Extension(Source(source)))
+}
+
+/// Requests on the Unix socket come from a user of this machine.
+pub fn with_operator(router: Router, uid: u32) -> Router {
+    router.layer(Extension(Operator { uid }))
 }

@@ -18,6 +18,10 @@ pub struct Metrics {
     unwritten: Gauge,
     /// Machines that joined, re-joins included.
     pub enrolled: Counter,
+    /// Machines that began to wait for an operator.
+    pub waiting: Counter,
+    /// Refused joins for which the audit had no room.
+    pub untold: Counter,
     /// Certificates renewed.
     pub renewed: Counter,
     /// Certificates for the next keys of a member.
@@ -64,6 +68,8 @@ impl Metrics {
             revocation_number: Gauge::default(),
             unwritten: Gauge::default(),
             enrolled: Counter::default(),
+            waiting: Counter::default(),
+            untold: Counter::default(),
             renewed: Counter::default(),
             rekeyed: Counter::default(),
             copies_detected: Counter::default(),
@@ -81,6 +87,8 @@ impl Metrics {
         registry.register("revocation_number", "Revocation list in force", metrics.revocation_number.clone());
         registry.register("unwritten_members", "Members with changes not yet written", metrics.unwritten.clone());
         registry.register("enrolments", "Machines that joined", metrics.enrolled.clone());
+        registry.register("joins_waiting", "Machines that began to wait for an operator", metrics.waiting.clone());
+        registry.register("refusals_untold", "Refused joins that are not in the audit", metrics.untold.clone());
         registry.register("renewals", "Certificates renewed", metrics.renewed.clone());
         registry.register("rekeys", "Certificates for next keys", metrics.rekeyed.clone());
         registry.register("copies_detected", "Identities found in use twice", metrics.copies_detected.clone());

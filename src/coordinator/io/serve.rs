@@ -106,7 +106,7 @@ pub async fn socket(
     shared: Arc<Shared>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let router = http::with_source(http::admin(shared), IpAddr::from([127, 0, 0, 1]));
+    let router = http::admin(shared);
     let (limit, graceful, mut connections) = opened(MAX_LOCAL_CONNECTIONS);
     loop {
         let stream = tokio::select! {
@@ -118,7 +118,15 @@ pub async fn socket(
             },
         };
         let Ok(permit) = limit.clone().try_acquire_owned() else { continue };
-        let (router, watcher) = (router.clone(), graceful.watcher());
+        // Nothing is done for somebody who could not be named in the audit.
+        let uid = match stream.peer_cred() {
+            Ok(peer) => peer.uid(),
+            Err(error) => {
+                pause("socket", error).await;
+                continue;
+            }
+        };
+        let (router, watcher) = (http::with_operator(router.clone(), uid), graceful.watcher());
         connections.spawn(exchange(stream, router, permit, |connection| watcher.watch(connection)));
     }
     drop(listener);

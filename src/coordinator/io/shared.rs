@@ -1,10 +1,14 @@
 //! What every request handler and background task of the coordinator works with.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use arc_swap::ArcSwapOption;
 use rand::{RngCore, SeedableRng, rngs::StdRng};
 use sha2::{Digest, Sha256};
+use tokio::sync::Semaphore;
 use wiremesh_certs::{
     Authority, Chain, Claims, IssueError, ProofChecker, Refused, Serial, SignedRevocations, Trust, TrustStore,
     UnixTime, Verified,
@@ -18,7 +22,11 @@ use super::{
 use crate::{
     clock,
     coordinator::{Config, copies::Copies, limiter::Limiter, registry::Registry},
+    task::CancellationToken,
 };
+
+/// Who may wait at once for a row of the audit: half of the connections that the operator's socket takes.
+const MAX_WATCHERS: usize = 8;
 
 /// One coordinator.
 pub struct Shared {
@@ -34,6 +42,10 @@ pub struct Shared {
     pub store: Store,
     /// What it counts.
     pub metrics: Metrics,
+    /// Room for those who wait for a row of the audit.
+    pub watchers: Semaphore,
+    /// Cancelled when the coordinator stops: whoever waits for something to happen is answered.
+    pub stopping: CancellationToken,
     admin_key_hash: [u8; 32],
     registry: Mutex<Registry>,
     copies: Mutex<Copies>,
@@ -51,6 +63,7 @@ impl Shared {
         authority: Authority,
         store: Store,
         admin_key: &Zeroizing<String>,
+        stopping: CancellationToken,
         rng: StdRng,
     ) -> Shared {
         let trust = Trust::new(authority.certificate().clone());
@@ -59,7 +72,9 @@ impl Shared {
             registry: Mutex::new(Registry::new(config.heartbeat_interval)),
             copies: Mutex::new(Copies::new(config.heartbeat_interval)),
             proofs: Mutex::new(ProofChecker::new(crate::api::audience(trust.mesh()), clock::unix())),
-            limiter: Mutex::new(Limiter::new()),
+            limiter: Mutex::new(Limiter::new(clock::now())),
+            watchers: Semaphore::new(MAX_WATCHERS),
+            stopping,
             revocations: ArcSwapOption::empty(),
             rng: Mutex::new(rng),
             metrics: Metrics::new(),
@@ -138,8 +153,8 @@ impl Shared {
     }
 
     /// Takes a verified member that the registry does not know into it, if nothing it holds is another's.
-    pub async fn adopt(&self, by: &Verified, now: UnixTime) -> Result<(), StoreError> {
-        let member = self.store.adopt(by, now).await?;
+    pub async fn adopt(&self, by: &Verified, from: IpAddr, now: UnixTime) -> Result<(), StoreError> {
+        let member = self.store.adopt(by, from, now).await?;
         tracing::info!(name = %member.name, identity = %member.identity, "member taken into the registry");
         self.registry().admit(member);
         Ok(())

@@ -3,7 +3,10 @@
 //! One connection is enough: what is read often is in the registry, and writes come one at a time anyway. It also means
 //! that two transactions never wait for each other inside SQLite.
 
+mod audit;
 mod enrol;
+mod facts;
+mod joins;
 mod rekey;
 mod revoke;
 mod tokens;
@@ -15,6 +18,7 @@ use sqlx::{
     Row, Sqlite, SqlitePool, Transaction,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous},
 };
+use tokio::sync::watch;
 use wiremesh_certs::{Fingerprint, IssueError, NodeId, SignError, UnixTime, WgPublicKey};
 
 use crate::coordinator::{
@@ -23,7 +27,9 @@ use crate::coordinator::{
     rekey::Refusal as RekeyRefusal,
 };
 
-pub use enrol::Grant;
+pub use audit::Wanted;
+pub use enrol::{Enrolled, Grant};
+pub use joins::{Verdict, Waits, Who};
 pub use revoke::Target;
 
 /// How long a request waits for the connection before it fails.
@@ -50,6 +56,9 @@ pub enum StoreError {
     /// There is no such thing.
     #[error("there is no {0}")]
     NotFound(String),
+    /// It is not said which of several is meant.
+    #[error("{0}")]
+    Ambiguous(String),
     /// A bound is reached.
     #[error("{0}")]
     Full(&'static str),
@@ -92,6 +101,8 @@ pub struct Said {
 pub struct Store {
     pool: SqlitePool,
     network: IpNet,
+    /// Told of every row that the audit grows by.
+    grew: watch::Sender<()>,
 }
 
 impl Store {
@@ -105,15 +116,30 @@ impl Store {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(WAIT);
+        let grew = watch::Sender::new(());
+        let told = grew.clone();
         let pool = SqlitePoolOptions::new()
             .max_connections(1)
             .idle_timeout(None)
             .max_lifetime(None)
             .acquire_timeout(WAIT)
+            // SQLite tells of a row as it is written. Whoever then comes to read it gets the one connection when the
+            // transaction is over.
+            .after_connect(move |connection, _| {
+                let told = told.clone();
+                Box::pin(async move {
+                    connection.lock_handle().await?.set_update_hook(move |change| {
+                        if change.table == audit::TABLE {
+                            told.send_replace(());
+                        }
+                    });
+                    Ok(())
+                })
+            })
             .connect_with(options)
             .await?;
         sqlx::migrate!("src/coordinator/migrations").run(&pool).await?;
-        let store = Store { pool, network };
+        let store = Store { pool, network, grew };
         match store.fact(fact::AUTHORITY).await? {
             None => {
                 let mut tx = store.begin().await?;
@@ -192,6 +218,7 @@ impl Store {
             .bind(ended)
             .execute(&mut *tx)
             .await?;
+        joins::lapse(&mut tx, now).await?;
         sqlx::query("DELETE FROM tokens WHERE expires_at < ?")
             .bind(integer(now.minus(KEEP_TOKENS).0))
             .execute(&mut *tx)

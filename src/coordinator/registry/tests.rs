@@ -2,7 +2,8 @@ use std::collections::BTreeSet;
 
 use rand::{SeedableRng, rngs::StdRng};
 use wiremesh_certs::{
-    AllowedServices, Authority, CaParameters, Chain, Claims, IdentityKey, Load, MeshName, RECORD_LIFE, Trust,
+    AllowedServices, Authority, CaParameters, Chain, Claims, IdentityKey, Load, MeshName, Policy, RECORD_LIFE,
+    RevocationList, Rule,
 };
 
 use super::*;
@@ -47,13 +48,17 @@ impl Mesh {
     }
 
     fn node(&mut self, number: u8, services: AllowedServices) -> Node {
+        self.node_of(number, services, &[])
+    }
+
+    fn node_of(&mut self, number: u8, services: AllowedServices, groups: &[&str]) -> Node {
         let key = IdentityKey::generate(&mut self.rng);
         let claims = Claims {
             identity: key.id(),
             wg: WgPublicKey([number; 32]),
             name: NodeName::new(&format!("n{number:03}")).unwrap(),
             address: format!("10.42.1.{number}").parse().unwrap(),
-            groups: Vec::new(),
+            groups: groups.iter().map(|group| group.parse().unwrap()).collect(),
             services,
             lifetime: Duration::from_secs(86_400),
         };
@@ -93,7 +98,7 @@ impl Mesh {
         at: UnixTime,
     ) -> Result<Vec<Signed<NodeRecord>>, RecordRefused> {
         let record = self.record(node, offers, load, at);
-        self.registry.handle_heartbeat(&node.verified, record, at)
+        self.registry.handle_heartbeat(&self.trust, &node.verified, record, at)
     }
 
     fn found(&self, name: &str, now: UnixTime) -> Vec<String> {
@@ -166,7 +171,7 @@ fn a_newer_record_wins_and_an_older_one_still_shows_life() {
     let node = mesh.worker(1, &["ocr"], 0.2, after(20));
     let older = mesh.record(&node, &["llm"], 0.9, after(10));
 
-    mesh.registry.handle_heartbeat(&node.verified, older, after(45)).unwrap();
+    mesh.registry.handle_heartbeat(&mesh.trust, &node.verified, older, after(45)).unwrap();
 
     let workers = mesh.registry.discover(&service("ocr").into(), after(60));
     assert_eq!(workers.len(), 1);
@@ -195,9 +200,31 @@ fn each_record_that_must_not_be_believed_is_refused_with_its_reason() {
     ];
 
     for (expected, sender, record, now) in cases {
-        let refused = mesh.registry.handle_heartbeat(&sender.verified, record, now).unwrap_err();
+        let refused = mesh.registry.handle_heartbeat(&mesh.trust, &sender.verified, record, now).unwrap_err();
         assert_eq!(refused.kind(), expected);
     }
+}
+
+#[test]
+fn a_service_that_policy_keeps_for_a_group_is_taken_from_that_group_alone() {
+    let mut mesh = Mesh::new();
+    let with_gpu = mesh.node_of(1, AllowedServices::Any, &["gpu"]);
+    let without = mesh.node_of(2, AllowedServices::Any, &["cpu"]);
+    mesh.registry.admit(member(&with_gpu));
+    mesh.registry.admit(member(&without));
+    let before = mesh.record(&without, &["llm"], 0.0, T0);
+    let rule = Rule { offer: Some(["gpu".parse().unwrap()].into()), call: None };
+    let policy = Policy { services: [(service("llm"), rule)].into(), ..Policy::default() };
+    let list = RevocationList { number: 1, policy, ..RevocationList::default() };
+    mesh.trust.apply_revocations(&mesh.authority.sign_revocations(&list).unwrap(), T0).unwrap();
+
+    assert!(mesh.beat(&with_gpu, &["llm", "ocr"], 0.0, T0).is_ok());
+    assert!(mesh.beat(&without, &["ocr"], 0.0, T0).is_ok());
+    let refused = mesh.beat(&without, &["llm"], 0.0, after(1)).unwrap_err();
+    assert_eq!(refused, RecordRefused::ServiceNotAllowed(service("llm")));
+    assert_eq!(mesh.found("llm", after(1)), ["n001"]);
+    let restored = mesh.registry.restore(&mesh.trust, before, None, 8468, T0, Duration::ZERO);
+    assert_eq!(restored, Err(RecordRefused::ServiceNotAllowed(service("llm"))), "nor what was said before the rule");
 }
 
 #[test]
@@ -308,11 +335,11 @@ fn changes_are_given_out_once_and_come_back_when_they_could_not_be_written() {
 
     mesh.registry.give_back(taken);
     let again = mesh.record(&node, &["ocr"], 0.0, T0);
-    mesh.registry.handle_heartbeat(&node.verified, again, after(10)).unwrap();
+    mesh.registry.handle_heartbeat(&mesh.trust, &node.verified, again, after(10)).unwrap();
     assert!(matches!(mesh.registry.take_dirty(100).as_slice(), [(_, Dirty::Said(_))]));
 
     let again = mesh.record(&node, &["ocr"], 0.0, T0);
-    mesh.registry.handle_heartbeat(&node.verified, again, after(20)).unwrap();
+    mesh.registry.handle_heartbeat(&mesh.trust, &node.verified, again, after(20)).unwrap();
     assert!(matches!(mesh.registry.take_dirty(100).as_slice(), [(_, Dirty::Heard(at))] if *at == after(20)));
 
     mesh.registry.unregister(id);
@@ -332,7 +359,7 @@ fn silence_while_the_coordinator_was_down_is_not_held_against_anybody() {
     restarted.admit(member(&node));
 
     let deaf = Duration::from_secs(3600);
-    restarted.restore(record, None, 8468, T0, deaf).unwrap();
+    restarted.restore(&mesh.trust, record, None, 8468, T0, deaf).unwrap();
 
     let up_at = after(3605);
     assert_eq!(restarted.discover(&service("ocr").into(), up_at).len(), 1);

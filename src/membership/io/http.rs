@@ -120,6 +120,20 @@ pub async fn exchange<T: DeserializeOwned>(
     url: &str,
     asked: Asked<'_>,
 ) -> Result<T, ClientError> {
+    let (_, body) = send(client, url, asked).await?;
+    read(url, &body)
+}
+
+/// Reads what a coordinator that did what it was asked answered.
+pub fn read<T: DeserializeOwned>(url: &str, body: &[u8]) -> Result<T, ClientError> {
+    serde_json::from_slice(body).map_err(|error| ClientError::Unreachable {
+        url: url.to_owned(),
+        why: format!("its answer is not what this version expects: {error}"),
+    })
+}
+
+/// Sends it to `url`; the answer of a coordinator that did what it was asked, for those who must tell apart what it did.
+pub async fn send(client: &reqwest::Client, url: &str, asked: Asked<'_>) -> Result<(StatusCode, Vec<u8>), ClientError> {
     let unreachable = |why: String| ClientError::Unreachable { url: url.to_owned(), why };
     let mut request = client.request(asked.method, format!("{url}{}", asked.path));
     if let Some(proof) = asked.proof {
@@ -141,8 +155,7 @@ pub async fn exchange<T: DeserializeOwned>(
         body.extend_from_slice(&chunk);
     }
     if status.is_success() {
-        return serde_json::from_slice(&body)
-            .map_err(|error| unreachable(format!("its answer is not what this version expects: {error}")));
+        return Ok((status, body));
     }
     let Ok(ErrorResponse { error, .. }) = serde_json::from_slice(&body) else {
         return Err(unreachable(format!("it answered {status}")));

@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use ipnet::IpNet;
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
-use reqwest::Method;
+use reqwest::{Method, StatusCode};
 use wiremesh_certs::{IdentityKey, JoinToken, NodeName, Refused, Trust, TrustStore, UnixTime, Verified, WgPrivateKey};
 use zeroize::Zeroizing;
 
@@ -19,7 +19,7 @@ use super::{
     session::Session,
 };
 use crate::{
-    api::{EnrollResponse, Instance, MAX_REQUEST_BYTES, Seed},
+    api::{EnrollResponse, Instance, JoinWaiting, MAX_REQUEST_BYTES, Seed},
     backoff::Backoff,
     clock,
     membership::{
@@ -33,6 +33,9 @@ use crate::{
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// The longest.
 const RETRY_AT_MOST: Duration = Duration::from_secs(30);
+
+/// The longest wait before a coordinator is asked again whether it was decided to let us in.
+const ASK_AGAIN_AT_MOST: Duration = Duration::from_secs(60);
 
 /// What a member is told by its operator.
 #[derive(Clone, Debug)]
@@ -207,7 +210,8 @@ fn load(
     Ok(Some((trust, verified, seeds)))
 }
 
-/// By token: every coordinator of it in turn, again and again, until one says yes or no.
+/// By token: every coordinator of it in turn, again and again, until one says yes or no. One that says "not yet" is
+/// asked again with the same request: nothing else is needed when its operator has decided.
 async fn join(
     disk: &StateDir,
     settings: &Settings,
@@ -231,12 +235,19 @@ async fn join(
     serde_json::to_writer(&mut *body, &joining::request(token, identity, wg, &settings.name)?)?;
     let body = Bytes::from_owner(body);
     let mut backoff = Backoff::new(RETRY_AFTER, RETRY_AT_MOST, rng.random());
+    let mut patience = Backoff::new(RETRY_AFTER, ASK_AGAIN_AT_MOST, rng.random());
     let answer = loop {
         match ask_all(&http, urls.urls(), &body).await {
-            Ok(answer) => break answer,
+            Ok(Answer::Welcome(answer)) => break answer,
+            Ok(Answer::NotYet(waiting)) => {
+                backoff.reset();
+                tell_waiting(&waiting, &expected, patience.failures());
+                let at_least = Duration::from_secs(waiting.ask_again_secs).min(ASK_AGAIN_AT_MOST);
+                tokio::time::sleep(at_least + patience.next_delay()).await;
+            }
             Err(error) if error.is_passing() => {
                 let wait = backoff.next_delay();
-                tracing::warn!(why = %error, again_in = ?wait, "no coordinator can be reached to join");
+                tracing::warn!(why = %error, again_in = ?wait, "no coordinator lets us join yet");
                 tokio::time::sleep(wait).await;
             }
             Err(error) => return Err(JoinRefused::Client(error).into()),
@@ -266,12 +277,22 @@ async fn join(
     Ok((trust, verified, seeds))
 }
 
+/// What a coordinator says to a request that it does not refuse.
+enum Answer {
+    Welcome(Box<EnrollResponse>),
+    NotYet(JoinWaiting),
+}
+
 /// The first answer that is one. A wrong coordinator among several is passed over as long as another may be right.
-async fn ask_all(http: &reqwest::Client, urls: &[String], body: &Bytes) -> Result<EnrollResponse, ClientError> {
+async fn ask_all(http: &reqwest::Client, urls: &[String], body: &Bytes) -> Result<Answer, ClientError> {
     let mut failed = ClientError::NoCoordinator;
     for url in urls {
         let asked = Asked { method: Method::POST, path: "/api/enroll", body: Some(body.clone()), proof: None };
-        match http::exchange(http, url, asked).await {
+        let answer = http::send(http, url, asked).await.and_then(|(status, body)| match status {
+            StatusCode::ACCEPTED => http::read(url, &body).map(Answer::NotYet),
+            _ => http::read(url, &body).map(Answer::Welcome),
+        });
+        match answer {
             Ok(answer) => return Ok(answer),
             Err(refused @ ClientError::Refused { .. }) => return Err(refused),
             Err(wrong @ ClientError::Wrong { .. }) => {
@@ -284,6 +305,18 @@ async fn ask_all(http: &reqwest::Client, urls: &[String], body: &Bytes) -> Resul
         }
     }
     Err(failed)
+}
+
+/// Once for people, then for those who search. The identity is our own, not the one in the answer: it is there to be
+/// compared.
+fn tell_waiting(waiting: &JoinWaiting, expected: &Expected, before: u32) {
+    let (name, identity) = (&expected.name, expected.identity.to_hex());
+    if before == 0 {
+        let how = &waiting.compare;
+        tracing::info!(%name, identity, until = %waiting.ends_at, how, "this machine waits until an operator lets it join");
+    } else {
+        tracing::debug!(%name, identity, asked = before, "this machine still waits for an operator");
+    }
 }
 
 fn merged(first: &[String], then: Vec<String>) -> Vec<String> {

@@ -1,21 +1,25 @@
-//! What the operator does over the Unix socket: tokens and revocations.
+//! What the operator does over the Unix socket: tokens, decisions about who waits, revocations.
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{Json, extract::Path, http::StatusCode};
+use axum::{Extension, Json, extract::Path, http::StatusCode};
 use wiremesh_certs::{JoinToken, MAX_GROUPS, MAX_SERVICES, MAX_URLS};
 
-use super::{Body, Problem, State};
+use super::{Body, Operator, Problem, State};
 use crate::{
     api::{
         Secret,
-        admin::{CreateToken, CreatedToken, Revoke, Revoked, Token, Tokens},
+        admin::{CreateToken, CreatedToken, DecideJoin, Join, Joins, Revoke, Revoked, Token, Tokens},
     },
     clock,
     coordinator::{
+        audit::Origin,
         config::public_url,
         enrolment,
-        io::{shared::Shared, store::Target},
+        io::{
+            shared::Shared,
+            store::{Target, Verdict, Who},
+        },
     },
 };
 
@@ -25,6 +29,7 @@ const MAX_TOKEN_LIFE: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// `POST /tokens`
 pub async fn create_token(
     axum::extract::State(shared): State,
+    Extension(operator): Extension<Operator>,
     Body(body): Body<CreateToken>,
 ) -> Result<Json<CreatedToken>, Problem> {
     let bad = |message: String| Problem::bad_request("bad_token_request", message);
@@ -55,11 +60,12 @@ pub async fn create_token(
         services: body.services,
         uses: body.uses,
         used: 0,
+        approve: body.approve,
         created_at: now,
         expires_at: now.plus(Duration::from_secs(body.ttl_secs).min(MAX_TOKEN_LIFE)),
         revoked_at: None,
     };
-    shared.store.add_token(&kept, &secret_hash).await?;
+    shared.store.add_token(&kept, &secret_hash, &operator.origin()).await?;
     tracing::info!(token = %kept.id, uses = kept.uses, until = %kept.expires_at, "join token made");
     Ok(Json(CreatedToken {
         id: kept.id,
@@ -81,6 +87,7 @@ pub async fn list_tokens(axum::extract::State(shared): State) -> Result<Json<Tok
         services: token.services,
         uses: token.uses,
         used: token.used,
+        approve: token.approve,
         created_at: token.created_at,
         expires_at: token.expires_at,
     });
@@ -90,11 +97,51 @@ pub async fn list_tokens(axum::extract::State(shared): State) -> Result<Json<Tok
 /// `POST /tokens/{id}/revoke`
 pub async fn revoke_token(
     axum::extract::State(shared): State,
+    Extension(operator): Extension<Operator>,
     Path(id): Path<String>,
 ) -> Result<Json<serde_json::Value>, Problem> {
-    shared.store.revoke_token(&id, clock::unix()).await?;
+    shared.store.revoke_token(&id, &operator.origin(), clock::unix()).await?;
     tracing::info!(token = %id, "join token revoked");
     Ok(Json(serde_json::json!({ "id": id, "state": "revoked" })))
+}
+
+/// `GET /joins`
+pub async fn list_joins(axum::extract::State(shared): State) -> Result<Json<Joins>, Problem> {
+    Ok(Json(Joins { joins: shared.store.joins(clock::unix()).await? }))
+}
+
+/// `POST /joins/approve`
+pub async fn approve_join(
+    axum::extract::State(shared): State,
+    Extension(operator): Extension<Operator>,
+    Body(body): Body<DecideJoin>,
+) -> Result<Json<Join>, Problem> {
+    decide_join(&shared, Verdict::Approve, body, &operator.origin()).await
+}
+
+/// `POST /joins/refuse`
+pub async fn refuse_join(
+    axum::extract::State(shared): State,
+    Extension(operator): Extension<Operator>,
+    Body(body): Body<DecideJoin>,
+) -> Result<Json<Join>, Problem> {
+    decide_join(&shared, Verdict::Decline, body, &operator.origin()).await
+}
+
+async fn decide_join(
+    shared: &Shared,
+    verdict: Verdict,
+    body: DecideJoin,
+    origin: &Origin,
+) -> Result<Json<Join>, Problem> {
+    let who = match body {
+        DecideJoin { name: Some(name), identity: None } => Who::Name(name),
+        DecideJoin { name: None, identity: Some(identity) } => Who::Identity(identity),
+        _ => return Err(Problem::bad_request("bad_decision", "exactly one of name and identity")),
+    };
+    let join = shared.store.decide_join(&who, verdict, origin, clock::unix()).await?;
+    tracing::info!(name = %join.name, identity = %join.identity, standing = join.standing, "an operator decided");
+    Ok(Json(join))
 }
 
 /// `POST /revocations`
@@ -102,7 +149,11 @@ pub async fn revoke_token(
 /// Goes on if its client leaves or its time is over: a revocation that is in the database and not in force would be
 /// neither done nor repeatable.
 #[expect(clippy::disallowed_methods, reason = "it ends by itself, and its end is awaited by whoever still wants it")]
-pub async fn revoke(axum::extract::State(shared): State, Body(body): Body<Revoke>) -> Result<Json<Revoked>, Problem> {
+pub async fn revoke(
+    axum::extract::State(shared): State,
+    Extension(operator): Extension<Operator>,
+    Body(body): Body<Revoke>,
+) -> Result<Json<Revoked>, Problem> {
     let target = match body {
         Revoke { name: Some(name), identity: None, serial: None } => Target::Name(name),
         Revoke { name: None, identity: Some(identity), serial: None } => Target::Identity(identity),
@@ -110,7 +161,7 @@ pub async fn revoke(axum::extract::State(shared): State, Body(body): Body<Revoke
         _ => return Err(Problem::bad_request("bad_revocation", "exactly one of name, identity and serial")),
     };
     let done = tokio::task::spawn(async move {
-        let revoked = put_in_force(shared.clone(), target).await?;
+        let revoked = put_in_force(shared.clone(), target, operator.origin()).await?;
         super::rekey::after_revocation(&shared).await;
         Ok(revoked)
     });
@@ -119,9 +170,9 @@ pub async fn revoke(axum::extract::State(shared): State, Body(body): Body<Revoke
 }
 
 /// Revokes and has everybody who asks told so from here on.
-pub async fn put_in_force(shared: Arc<Shared>, target: Target) -> Result<Json<Revoked>, Problem> {
+pub async fn put_in_force(shared: Arc<Shared>, target: Target, origin: Origin) -> Result<Json<Revoked>, Problem> {
     let now = clock::unix();
-    let revoked = shared.store.revoke(&target, now, |list| shared.authority.sign_revocations(list)).await?;
+    let revoked = shared.store.revoke(&target, &origin, now, |list| shared.authority.sign_revocations(list)).await?;
     shared.set_revocations(revoked.signed, now)?;
     match target {
         Target::Name(_) | Target::Identity(_) => {

@@ -1,25 +1,40 @@
 //! Joining and renewing.
 
-use axum::{Extension, Json, http::StatusCode};
-use wiremesh_certs::{CertificateRequest, JoinToken, hash_of_secret};
+use std::{net::IpAddr, time::Duration};
+
+use axum::{
+    Extension, Json,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use wiremesh_certs::{CertificateRequest, Chain, JoinToken, hash_of_secret};
 
 use super::{Body, Caller, Problem, Source, State};
 use crate::{
-    api::{EnrollRequest, EnrollResponse, RenewResponse},
+    api::{EnrollRequest, EnrollResponse, JoinWaiting, RenewResponse},
     clock,
-    coordinator::io::store::StoreError,
+    coordinator::{
+        audit::{Event, Kind, Origin, TokenUse},
+        enrolment::Refusal,
+        io::{
+            shared::Shared,
+            store::{Enrolled, Waits},
+        },
+        limiter::TooMany,
+        registry::Member,
+    },
 };
+
+/// A machine that waits for an operator is asked to come back no sooner. Longer than it takes the limiter to let it.
+const ASK_AGAIN: Duration = Duration::from_secs(3);
 
 /// `POST /api/enroll`
 pub async fn enroll(
     axum::extract::State(shared): State,
     Extension(Source(source)): Extension<Source>,
     Body(body): Body<EnrollRequest>,
-) -> Result<Json<EnrollResponse>, Problem> {
-    shared.limiter().charge(source, clock::now()).map_err(|wait| {
-        Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_attempts", "too many failed attempts to join from here")
-            .retry_after(wait)
-    })?;
+) -> Result<Response, Problem> {
+    shared.limiter().charge(source, clock::now()).map_err(too_many)?;
     let now = clock::unix();
     let request = CertificateRequest::parse(&body.csr).map_err(|bad| Problem::bad_request("bad_csr", bad))?;
     if request.wg != body.wireguard_key {
@@ -28,24 +43,52 @@ pub async fn enroll(
     let secret_hash = secret_hash(body.token.expose())
         .ok_or_else(|| Problem::bad_request("bad_token", "that is not the secret of a join token"))?;
 
-    let enrolled = shared.store.enrol(&request, &secret_hash, now, |grant| shared.issue(grant, now)).await;
-    let (member, chain) = enrolled.inspect_err(|error| {
-        if matches!(error, StoreError::Refused(_)) {
-            tracing::warn!(name = %request.name, identity = %request.identity, %source, why = %error, "join refused");
+    match shared.store.enrol(&request, &secret_hash, source, now, |grant| shared.issue(grant, now)).await? {
+        Enrolled::Joined { member, chain } => {
+            shared.limiter().refund(source);
+            Ok(Json(welcome(&shared, member, &chain)).into_response())
         }
-    })?;
+        Enrolled::Waits(waits) => {
+            if waits.before {
+                shared.limiter().waits(request.identity, source, clock::now());
+            } else {
+                tell_waiting(&shared, &request, source, &waits);
+            }
+            Ok((StatusCode::ACCEPTED, Json(please_wait(&request, &waits))).into_response())
+        }
+        Enrolled::Refused { refusal, token, first_use } => {
+            tell_refused(&shared, &request, source, &refusal, token, first_use).await?;
+            Err(refusal.into())
+        }
+    }
+}
 
-    shared.limiter().refund(source);
+/// `POST /api/certs/renew`
+pub async fn renew(
+    axum::extract::State(shared): State,
+    Extension(Source(source)): Extension<Source>,
+    caller: Caller,
+) -> Result<Json<RenewResponse>, Problem> {
+    let by = caller.member()?;
+    let now = clock::unix();
+    let (member, chain) = shared.store.renew(&by, source, now, |grant| shared.issue(grant, now)).await?;
+    shared.metrics.renewed.inc();
+    tracing::info!(name = %member.name, identity = %member.identity, "certificate renewed");
+    shared.registry().admit(member);
+    Ok(Json(RenewResponse { certificate: chain.to_pem() }))
+}
+
+fn welcome(shared: &Shared, member: Member, chain: &Chain) -> EnrollResponse {
     shared.metrics.enrolled.inc();
     tracing::info!(name = %member.name, address = %member.address, identity = %member.identity, "joined");
-    let overlay_address = member.address;
+    let (identity, overlay_address) = (member.identity, member.address);
     let mut rng = shared.rng();
     let bootstrap = {
         let mut registry = shared.registry();
         registry.admit(member);
-        registry.seeds(Some(request.identity), now, &mut rng)
+        registry.seeds(Some(identity), clock::unix(), &mut rng)
     };
-    Ok(Json(EnrollResponse {
+    EnrollResponse {
         certificate: chain.to_pem(),
         authority: shared.authority.certificate().pem(),
         mesh: shared.authority.certificate().mesh().clone(),
@@ -55,18 +98,80 @@ pub async fn enroll(
         bootstrap,
         coordinators: shared.urls.clone(),
         heartbeat_interval_secs: shared.config.heartbeat_interval.as_secs(),
-    }))
+    }
 }
 
-/// `POST /api/certs/renew`
-pub async fn renew(axum::extract::State(shared): State, caller: Caller) -> Result<Json<RenewResponse>, Problem> {
-    let by = caller.member()?;
-    let now = clock::unix();
-    let (member, chain) = shared.store.renew(&by, now, |grant| shared.issue(grant, now)).await?;
-    shared.metrics.renewed.inc();
-    tracing::info!(name = %member.name, identity = %member.identity, "certificate renewed");
-    shared.registry().admit(member);
-    Ok(Json(RenewResponse { certificate: chain.to_pem() }))
+fn please_wait(request: &CertificateRequest, waits: &Waits) -> JoinWaiting {
+    let identity = request.identity.to_hex();
+    JoinWaiting {
+        status: "waiting_for_approval".to_owned(),
+        name: request.name.clone(),
+        identity: request.identity,
+        wireguard_key: request.wg,
+        compare: format!(
+            "on the coordinator `wiremesh join list` shows who waits: if it shows this identity, \
+             `wiremesh join approve {identity}` lets this machine in"
+        ),
+        ask_again_secs: ASK_AGAIN.as_secs(),
+        ends_at: waits.ends_at,
+    }
+}
+
+fn tell_waiting(shared: &Shared, request: &CertificateRequest, source: IpAddr, waits: &Waits) {
+    shared.metrics.waiting.inc();
+    let (name, identity) = (&request.name, request.identity.to_hex());
+    match &waits.crowded_by {
+        None => tracing::info!(%name, identity, %source, "a machine waits for approval: wiremesh join list"),
+        Some(first) => tracing::warn!(
+            %name,
+            identity,
+            %source,
+            first_by = %first.identity.to_hex(),
+            first_from = ?first.from,
+            "more machines ask to join with one token than it was made for: wiremesh join list"
+        ),
+    }
+}
+
+/// Where there is room, in the audit; always in the log and the metrics, which have their own bounds.
+async fn tell_refused(
+    shared: &Shared,
+    request: &CertificateRequest,
+    source: IpAddr,
+    refusal: &Refusal,
+    token: Option<String>,
+    first_use: Option<TokenUse>,
+) -> Result<(), Problem> {
+    let Some(untold) = shared.limiter().tell(token.as_deref(), clock::now()) else {
+        shared.metrics.untold.inc();
+        return Ok(());
+    };
+    let (name, identity) = (&request.name, request.identity.to_hex());
+    match &first_use {
+        Some(first) => tracing::warn!(
+            %name, identity, %source, why = %refusal,
+            first_by = %first.identity.to_hex(),
+            first_from = ?first.from,
+            first_at = %first.at,
+            "join refused, and its token was used by another machine before: was it stolen?"
+        ),
+        None => tracing::warn!(%name, identity, %source, why = %refusal, untold, "join refused"),
+    }
+    let event = Event::new(Kind::JoinRefused, &Origin::stranger(source)).about(name, request.identity);
+    let event = Event { token, ..event }
+        .with("why", refusal.kind())
+        .with("wireguard_key", request.wg)
+        .with_if("first_use", first_use)
+        .with_if("untold_before", (untold > 0).then_some(untold));
+    Ok(shared.store.audit(&event, clock::unix()).await?)
+}
+
+fn too_many(too_many: TooMany) -> Problem {
+    let (wait, why) = match too_many {
+        TooMany::FromHere(wait) => (wait, "too many failed attempts to join from here"),
+        TooMany::InAll(wait) => (wait, "too many attempts to join at once, from everywhere together"),
+    };
+    Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_attempts", why).retry_after(wait)
 }
 
 /// Agents send the secret alone; a whole token, as a person pastes it, serves as well.

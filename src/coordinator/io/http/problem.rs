@@ -139,6 +139,7 @@ impl From<Refusal> for Problem {
             | Refusal::TokenRevoked(_)
             | Refusal::TokenExpired { .. }
             | Refusal::TokenUsed { .. }
+            | Refusal::Declined
             | Refusal::TokenForAnotherName { .. }
             | Refusal::IdentityRevoked => StatusCode::FORBIDDEN,
             Refusal::NameReserved
@@ -160,7 +161,13 @@ impl From<RecordRefused> for Problem {
             RecordRefused::SomebodyElses { .. } | RecordRefused::ServiceNotAllowed(_) => StatusCode::FORBIDDEN,
             RecordRefused::Ended(_) | RecordRefused::FromTheFuture(_) => StatusCode::BAD_REQUEST,
         };
-        Problem::new(status, refused.kind(), &refused)
+        let problem = Problem::new(status, refused.kind(), &refused);
+        match refused {
+            RecordRefused::ServiceNotAllowed(_) => {
+                problem.hint("see [policy] in the coordinator's configuration, or join with a token that allows it")
+            }
+            _ => problem,
+        }
     }
 }
 
@@ -170,6 +177,8 @@ impl From<StoreError> for Problem {
             StoreError::Refused(refusal) => refusal.into(),
             StoreError::Rekey(refusal) => refusal.into(),
             StoreError::NotFound(_) => Problem::not_found(&error),
+            StoreError::Ambiguous(what) => Problem::new(StatusCode::CONFLICT, "ambiguous", what)
+                .hint("wiremesh join list shows identities; compare with what the machine itself says"),
             StoreError::Full(what) => Problem::new(StatusCode::TOO_MANY_REQUESTS, "full", what),
             StoreError::Issue(issue) => Problem::new(StatusCode::CONFLICT, "not_issued", issue),
             // What is wrong with the disk is the operator's business, not the caller's.

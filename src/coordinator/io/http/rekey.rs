@@ -1,15 +1,16 @@
 //! Changing a member's keys.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
-use axum::{Json, http::StatusCode};
+use axum::{Extension, Json, http::StatusCode};
 use wiremesh_certs::{CertificateRequest, NodeId, Verified};
 
-use super::{Body, Caller, Problem, State, admin};
+use super::{Body, Caller, Problem, Source, State, admin};
 use crate::{
     api::{RekeyRequest, RekeyResponse},
     clock,
     coordinator::{
+        audit::Origin,
         io::{shared::Shared, store::Target},
         rekey::Refusal,
     },
@@ -18,6 +19,7 @@ use crate::{
 /// `POST /api/certs/rekey`
 pub async fn rekey(
     axum::extract::State(shared): State,
+    Extension(Source(source)): Extension<Source>,
     caller: Caller,
     Body(body): Body<RekeyRequest>,
 ) -> Result<Json<RekeyResponse>, Problem> {
@@ -28,9 +30,9 @@ pub async fn rekey(
         return Err(Problem::bad_request("bad_csr", "the WireGuard key differs from the one in the request"));
     }
     if !shared.registry().knows(by.id()) {
-        shared.adopt(&by, now).await?;
+        shared.adopt(&by, source, now).await?;
     }
-    let (member, chain) = shared.store.rekey(by.id(), &request, now, |grant| shared.issue(grant, now)).await?;
+    let (member, chain) = shared.store.rekey(by.id(), &request, source, now, |grant| shared.issue(grant, now)).await?;
     shared.metrics.rekeyed.inc();
     tracing::info!(name = %member.name, from = %by.id(), to = %member.identity, "next keys certified");
     let certificate = chain.to_pem();
@@ -40,12 +42,12 @@ pub async fn rekey(
 
 /// Somebody speaks whom the registry does not know. If it is a member with its next keys, they are its keys from here
 /// on, and the ones before are revoked.
-pub async fn on_heard(shared: &Arc<Shared>, by: &Verified) -> Result<(), Problem> {
-    on_its_own(settle(shared.clone(), by.id())).await
+pub async fn on_heard(shared: &Arc<Shared>, by: &Verified, from: IpAddr) -> Result<(), Problem> {
+    on_its_own(settle(shared.clone(), by.id(), from)).await
 }
 
-async fn settle(shared: Arc<Shared>, heard: NodeId) -> Result<(), Problem> {
-    let Some(settled) = shared.store.settle(heard, clock::unix()).await? else { return Ok(()) };
+async fn settle(shared: Arc<Shared>, heard: NodeId, from: IpAddr) -> Result<(), Problem> {
+    let Some(settled) = shared.store.settle(heard, from, clock::unix()).await? else { return Ok(()) };
     let member = settled.member;
     tracing::info!(name = %member.name, from = %settled.former, to = %member.identity, "keys changed");
     shared.registry().admit(member);
@@ -56,7 +58,7 @@ async fn settle(shared: Arc<Shared>, heard: NodeId) -> Result<(), Problem> {
 pub async fn list_former(shared: Arc<Shared>) -> Result<(), Problem> {
     let now = clock::unix();
     for identity in shared.store.unlisted(now).await? {
-        let _ = admin::put_in_force(shared.clone(), Target::Identity(identity)).await?;
+        let _ = admin::put_in_force(shared.clone(), Target::Identity(identity), Origin::coordinator()).await?;
         shared.store.listed(identity, now).await?;
     }
     Ok(())

@@ -1,5 +1,7 @@
 //! What members say about themselves, each for itself.
 
+use std::net::IpAddr;
+
 use axum::{Extension, Json, extract::Path};
 use wiremesh_certs::{NodeRecord, Opened, Signed, UnixTime, Verified};
 
@@ -7,13 +9,17 @@ use super::{Body, Caller, Problem, Source, State};
 use crate::{
     api::{Copied, HeartbeatRequest, HeartbeatResponse, Instance, MAX_CAPABILITIES_BYTES, RegisterRequest},
     clock,
-    coordinator::{io::shared::Shared, registry::NodeKey},
+    coordinator::{
+        audit::{Event, Kind, Origin},
+        io::shared::Shared,
+        registry::NodeKey,
+    },
 };
 
 /// `POST /api/worker/register`
 pub async fn register(
     axum::extract::State(shared): State,
-    Extension(source): Extension<Source>,
+    Extension(Source(source)): Extension<Source>,
     caller: Caller,
     Body(body): Body<RegisterRequest>,
 ) -> Result<Json<HeartbeatResponse>, Problem> {
@@ -22,28 +28,29 @@ pub async fn register(
     if length > MAX_CAPABILITIES_BYTES {
         return Err(Problem::bad_request("bad_capabilities", "capabilities longer than 8 KiB"));
     }
-    let (opened, now) = open(&shared, &by, &body.record).await?;
+    let (opened, now) = open(&shared, &by, source, &body.record).await?;
     if body.services.is_some_and(|services| services != opened.payload.services) {
         return Err(Problem::bad_request("bad_services", "the services differ from those in the signed record"));
     }
-    let sequence = opened.payload.sequence;
-    let introductions = shared.registry().handle_register(&by, opened, body.capabilities, body.dht_port, now)?;
-    let copied = copied(&shared, &by, body.instance, source, sequence, now);
+    let (trust, sequence) = (shared.trust.current(), opened.payload.sequence);
+    let introductions =
+        shared.registry().handle_register(&trust, &by, opened, body.capabilities, body.dht_port, now)?;
+    let copied = copied(&shared, &by, body.instance, source, sequence, now).await;
     Ok(Json(HeartbeatResponse { copied, ..answer(&shared, &by, introductions, body.revocation_number) }))
 }
 
 /// `POST /api/worker/heartbeat`
 pub async fn heartbeat(
     axum::extract::State(shared): State,
-    Extension(source): Extension<Source>,
+    Extension(Source(source)): Extension<Source>,
     caller: Caller,
     Body(body): Body<HeartbeatRequest>,
 ) -> Result<Json<HeartbeatResponse>, Problem> {
     let by = caller.member()?;
-    let (opened, now) = open(&shared, &by, &body.record).await?;
+    let (opened, now) = open(&shared, &by, source, &body.record).await?;
     let sequence = opened.payload.sequence;
-    let introductions = shared.registry().handle_heartbeat(&by, opened, now)?;
-    let copied = copied(&shared, &by, body.instance, source, sequence, now);
+    let introductions = shared.registry().handle_heartbeat(&shared.trust.current(), &by, opened, now)?;
+    let copied = copied(&shared, &by, body.instance, source, sequence, now).await;
     Ok(Json(HeartbeatResponse { copied, ..answer(&shared, &by, introductions, body.revocation_number) }))
 }
 
@@ -73,22 +80,23 @@ pub async fn unregister(
 async fn open(
     shared: &Shared,
     by: &Verified,
+    source: IpAddr,
     record: &Signed<NodeRecord>,
 ) -> Result<(Opened<NodeRecord>, UnixTime), Problem> {
     let now = clock::unix();
     let opened = shared.trust.current().open(record, now)?;
     if !shared.registry().knows(by.id()) {
-        shared.adopt(by, now).await?;
+        shared.adopt(by, source, now).await?;
     }
     Ok((opened, now))
 }
 
 /// Whether another process uses the same keys; older agents do not say which process they are.
-fn copied(
+async fn copied(
     shared: &Shared,
     by: &Verified,
     instance: Option<Instance>,
-    Source(from): Source,
+    from: IpAddr,
     sequence: u64,
     now: UnixTime,
 ) -> Option<Copied> {
@@ -99,6 +107,11 @@ fn copied(
             name = %by.name(), identity = %by.id(), one = %from, other = %copied.seen_from,
             "two machines use the keys of this member: stop one of them; if nobody copied them, revoke it"
         );
+        let event = Event::new(Kind::CopiedIdentity, &Origin::coordinator()).about(by.name(), by.id());
+        let event = event.with("one", from).with("other", copied.seen_from);
+        if let Err(error) = shared.store.audit(&event, now).await {
+            tracing::error!(why = %error, "the audit has no row about it");
+        }
     }
     heard.copied
 }

@@ -1,14 +1,23 @@
 //! Joining and renewing: what is known is read, the decision made, and everything written, in one transaction.
 
+use std::net::IpAddr;
+
 use sqlx::{Row, Sqlite, Transaction};
 use wiremesh_certs::{
     AllowedServices, CertificateRequest, Chain, GroupName, IssueError, NodeId, NodeName, OverlayIp, Serial,
     ServiceName, UnixTime, Verified, WgPublicKey, allowed_services,
 };
 
-use super::{Store, StoreError, from_json, integer, node_id, parsed, to_json, tokens, unsigned};
+use super::{
+    Store, StoreError, audit,
+    facts::facts,
+    from_json, integer,
+    joins::{self, Waits},
+    to_json, tokens, unsigned,
+};
 use crate::coordinator::{
-    enrolment::{self, Facts, Holder, Refusal},
+    audit::{Event, Kind, Origin, TokenUse},
+    enrolment::{self, Decision, Facts, Refusal},
     registry::Member,
 };
 
@@ -31,51 +40,120 @@ pub trait Issue: FnOnce(&Grant) -> Result<(Chain, Serial, UnixTime), IssueError>
 
 impl<F: FnOnce(&Grant) -> Result<(Chain, Serial, UnixTime), IssueError> + Send> Issue for F {}
 
+/// What became of a request to join.
+pub enum Enrolled {
+    /// The machine is a member.
+    Joined {
+        /// Which one.
+        member: Member,
+        /// Its certificate.
+        chain: Chain,
+    },
+    /// It waits for an operator.
+    Waits(Waits),
+    /// It may not join.
+    Refused {
+        /// Why.
+        refusal: Refusal,
+        /// The token that it showed, if that is one of ours.
+        token: Option<String>,
+        /// Who joined with that token first, if it was another machine.
+        first_use: Option<TokenUse>,
+    },
+}
+
 impl Store {
-    /// Lets a machine join, or says why not.
+    /// Lets a machine join, has it wait for an operator, or says why not. The latter is told by the caller, who knows
+    /// whether there is room for it; everything else is told here.
     pub async fn enrol(
         &self,
         request: &CertificateRequest,
         secret_hash: &[u8; 32],
+        from: IpAddr,
         now: UnixTime,
         issue: impl Issue,
-    ) -> Result<(Member, Chain), StoreError> {
+    ) -> Result<Enrolled, StoreError> {
         let mut tx = self.begin().await?;
         let mut facts = facts(&mut tx, request.identity, &request.name, request.wg).await?;
         facts.token = tokens::by_hash(&mut tx, secret_hash).await?;
         if let Some(token) = &facts.token {
             facts.used_before = tokens::was_used_by(&mut tx, &token.id, request.identity).await?;
+            facts.asked = joins::asked(&mut tx, request.identity, now).await?;
         }
-        let decision = enrolment::decide(request, &facts, self.network, now)?;
-        let host = match decision.host {
+        match self.enrol_in(&mut tx, request, &facts, from, now, issue).await {
+            Err(StoreError::Refused(refusal)) => {
+                let token = facts.token.map(|token| token.id);
+                let first_use = match &token {
+                    Some(token) => tokens::first_use(&mut tx, token, request.identity).await?,
+                    None => None,
+                };
+                Ok(Enrolled::Refused { refusal, token, first_use })
+            }
+            Err(error) => Err(error),
+            Ok(enrolled) => {
+                tx.commit().await?;
+                Ok(enrolled)
+            }
+        }
+    }
+
+    async fn enrol_in(
+        &self,
+        tx: &mut Transaction<'_, Sqlite>,
+        request: &CertificateRequest,
+        facts: &Facts,
+        from: IpAddr,
+        now: UnixTime,
+        issue: impl Issue,
+    ) -> Result<Enrolled, StoreError> {
+        let (token, charged, host) = match enrolment::decide(request, facts, self.network, now)? {
+            Decision::Join { token, charged, host } => (token, charged, host),
+            Decision::Wait { token } => {
+                let waits = joins::wait(tx, request, &token, facts.asked.as_ref(), from, now).await?;
+                return Ok(Enrolled::Waits(waits));
+            }
+        };
+        // Who joins again and again with its token costs as much as who renews so.
+        has_room(tx, request.identity, now).await?;
+        let host = match host {
             Some(host) => host,
-            None => self.free_host(&mut tx, now).await?,
+            None => self.free_host(tx, now).await?,
         };
         let member = self.member_at(host, request.identity, &request.name, request.wg)?;
-        let services = allowed_services(decision.token.services.clone());
-        let grant = Grant { member, groups: decision.token.groups.clone(), services };
-        if decision.charged {
-            tokens::charge(&mut tx, &decision.token.id, request.identity, now).await?;
+        let grant = Grant { member, groups: token.groups.clone(), services: allowed_services(token.services.clone()) };
+        if charged {
+            tokens::charge(tx, &token.id, request, from, now).await?;
         }
-        write_member(&mut tx, host, &grant, now).await?;
+        write_member(tx, host, &grant, now).await?;
         let (chain, serial, not_after) = issue(&grant)?;
-        write_certificate(&mut tx, &serial, request.identity, now, not_after).await?;
-        tx.commit().await?;
-        Ok((grant.member, chain))
+        write_certificate(tx, &serial, request.identity, now, not_after).await?;
+        joins::forget(tx, request.identity).await?;
+        let first_use = tokens::first_use(tx, &token.id, request.identity).await?;
+        let event = Event::new(Kind::Joined, &Origin::named(&request.name, request.identity, from))
+            .about(&request.name, request.identity)
+            .with_token(&token.id)
+            .with("address", grant.member.address)
+            .with("groups", &grant.groups)
+            .with("services", &token.services)
+            .with("serial", serial)
+            .with("until", not_after)
+            .with("again", !charged)
+            .with_if("first_use", first_use);
+        audit::write(tx, &event, now).await?;
+        Ok(Enrolled::Joined { member: grant.member, chain })
     }
 
     /// A fresh certificate for a member: the same name and address, groups and services.
-    pub async fn renew(&self, by: &Verified, now: UnixTime, issue: impl Issue) -> Result<(Member, Chain), StoreError> {
+    pub async fn renew(
+        &self,
+        by: &Verified,
+        from: IpAddr,
+        now: UnixTime,
+        issue: impl Issue,
+    ) -> Result<(Member, Chain), StoreError> {
         let mut tx = self.begin().await?;
-        let member = self.adopt_in(&mut tx, by, now).await?;
-        let live: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM certificates WHERE identity = ? AND not_after > ?")
-            .bind(by.id().0.as_slice())
-            .bind(integer(now.0))
-            .fetch_one(&mut *tx)
-            .await?;
-        if live >= MAX_LIVE_CERTIFICATES {
-            return Err(StoreError::Full("this member has 64 certificates that have not ended; it renews too often"));
-        }
+        let member = self.adopt_in(&mut tx, by, from, now).await?;
+        has_room(&mut tx, by.id(), now).await?;
         let row = sqlx::query("SELECT groups, services FROM members WHERE identity = ?")
             .bind(by.id().0.as_slice())
             .fetch_one(&mut *tx)
@@ -87,15 +165,20 @@ impl Store {
         let grant = Grant { member, groups, services };
         let (chain, serial, not_after) = issue(&grant)?;
         write_certificate(&mut tx, &serial, by.id(), now, not_after).await?;
+        let event = Event::new(Kind::Renewed, &Origin::member(by, from))
+            .about(by.name(), by.id())
+            .with("serial", serial)
+            .with("until", not_after);
+        audit::write(&mut tx, &event, now).await?;
         tx.commit().await?;
         Ok((grant.member, chain))
     }
 
     /// Takes in a member whose certificate our authority signed but that the registry does not know: it was signed
     /// offline, or its enrolment was cut off. Refused if anything it holds is another's.
-    pub async fn adopt(&self, by: &Verified, now: UnixTime) -> Result<Member, StoreError> {
+    pub async fn adopt(&self, by: &Verified, from: IpAddr, now: UnixTime) -> Result<Member, StoreError> {
         let mut tx = self.begin().await?;
-        let member = self.adopt_in(&mut tx, by, now).await?;
+        let member = self.adopt_in(&mut tx, by, from, now).await?;
         tx.commit().await?;
         Ok(member)
     }
@@ -104,6 +187,7 @@ impl Store {
         &self,
         tx: &mut Transaction<'_, Sqlite>,
         by: &Verified,
+        from: IpAddr,
         now: UnixTime,
     ) -> Result<Member, StoreError> {
         let facts = facts(tx, by.id(), by.name(), by.wg()).await?;
@@ -132,6 +216,13 @@ impl Store {
         let grant = Grant { member, groups: by.groups().to_vec(), services: by.services().clone() };
         write_member(tx, host, &grant, now).await?;
         write_certificate(tx, &by.serial(), by.id(), by.not_before(), by.not_after()).await?;
+        let event = Event::new(Kind::Adopted, &Origin::member(by, from))
+            .about(by.name(), by.id())
+            .with("address", grant.member.address)
+            .with("groups", &grant.groups)
+            .with("serial", by.serial())
+            .with("until", by.not_after());
+        audit::write(tx, &event, now).await?;
         Ok(grant.member)
     }
 
@@ -173,46 +264,17 @@ impl Store {
     }
 }
 
-async fn facts(
-    tx: &mut Transaction<'_, Sqlite>,
-    identity: NodeId,
-    name: &NodeName,
-    wg: WgPublicKey,
-) -> Result<Facts, StoreError> {
-    let same_identity = sqlx::query("SELECT identity, name, host, revoked_at FROM members WHERE identity = ?")
+/// Whether one more certificate may be issued to this identity.
+async fn has_room(tx: &mut Transaction<'_, Sqlite>, identity: NodeId, now: UnixTime) -> Result<(), StoreError> {
+    let live: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM certificates WHERE identity = ? AND not_after > ?")
         .bind(identity.0.as_slice())
-        .fetch_optional(&mut **tx)
+        .bind(integer(now.0))
+        .fetch_one(&mut **tx)
         .await?;
-    let same_name =
-        sqlx::query("SELECT identity, name, host, revoked_at FROM members WHERE name = ? AND revoked_at IS NULL")
-            .bind(name.as_str())
-            .fetch_optional(&mut **tx)
-            .await?;
-    let key_holder: Option<Vec<u8>> = sqlx::query_scalar("SELECT identity FROM wireguard_keys WHERE wireguard_key = ?")
-        .bind(wg.0.as_slice())
-        .fetch_optional(&mut **tx)
-        .await?;
-    let revoked: Option<i64> = sqlx::query_scalar("SELECT 1 FROM revocations WHERE kind = 'identity' AND value = ?")
-        .bind(identity.0.as_slice())
-        .fetch_optional(&mut **tx)
-        .await?;
-    Ok(Facts {
-        token: None,
-        used_before: false,
-        same_identity: same_identity.as_ref().map(holder).transpose()?,
-        identity_revoked: revoked.is_some(),
-        same_name: same_name.as_ref().map(holder).transpose()?,
-        key_holder: key_holder.map(node_id).transpose()?,
-    })
-}
-
-fn holder(row: &sqlx::sqlite::SqliteRow) -> Result<Holder, StoreError> {
-    Ok(Holder {
-        identity: node_id(row.try_get("identity")?)?,
-        name: parsed(row.try_get("name")?, "name")?,
-        host: unsigned(row.try_get("host")?, "place in the network")?,
-        revoked: row.try_get::<Option<i64>, _>("revoked_at")?.is_some(),
-    })
+    if live >= MAX_LIVE_CERTIFICATES {
+        return Err(StoreError::Full("this member has 64 certificates that have not ended; it renews too often"));
+    }
+    Ok(())
 }
 
 async fn write_member(

@@ -1,15 +1,18 @@
 //! A member's change of keys at rest: certified, heard, the one before put on the list. Each step is repeatable, and what
 //! a crash cut off is found again.
 
+use std::net::IpAddr;
+
 use sqlx::{Row, Sqlite, Transaction};
 use wiremesh_certs::{AllowedServices, CertificateRequest, Chain, GroupName, NodeId, NodeName, ServiceName, UnixTime};
 
 use super::{
-    Store, StoreError,
+    Store, StoreError, audit,
     enrol::{Grant, Issue, write_certificate},
     from_json, integer, node_id, parsed, unsigned, wg_key,
 };
 use crate::coordinator::{
+    audit::{Event, Kind, Origin},
     registry::Member,
     rekey::{self, Facts, Refusal},
 };
@@ -29,6 +32,7 @@ impl Store {
         &self,
         present: NodeId,
         request: &CertificateRequest,
+        from: IpAddr,
         now: UnixTime,
         issue: impl Issue,
     ) -> Result<(Member, Chain), StoreError> {
@@ -66,13 +70,16 @@ impl Store {
         let grant = Grant { member, groups, services };
         let (chain, serial, not_after) = issue(&grant)?;
         write_certificate(&mut tx, &serial, request.identity, now, not_after).await?;
+        let origin = Origin::named(&grant.member.name, present, from);
+        let event = Event::new(Kind::NextKeysCertified, &origin).about(&grant.member.name, request.identity);
+        audit::write(&mut tx, &event.with("serial", serial), now).await?;
         tx.commit().await?;
         Ok((grant.member, chain))
     }
 
     /// `heard` speaks. If these are the next keys of a member, they are its keys from here on, and the ones before are
     /// left behind, to be put on the list.
-    pub async fn settle(&self, heard: NodeId, now: UnixTime) -> Result<Option<Settled>, StoreError> {
+    pub async fn settle(&self, heard: NodeId, from: IpAddr, now: UnixTime) -> Result<Option<Settled>, StoreError> {
         let mut tx = self.begin().await?;
         let row = sqlx::query(
             "SELECT r.identity AS former, r.wireguard_key AS next_key, m.host, m.revoked_at
@@ -102,6 +109,9 @@ impl Store {
             .fetch_one(&mut *tx)
             .await?;
         let member = self.member(&row)?;
+        let origin = Origin::named(&member.name, heard, from);
+        let event = Event::new(Kind::KeysChanged, &origin).about(&member.name, heard).with("before", former.to_hex());
+        audit::write(&mut tx, &event, now).await?;
         tx.commit().await?;
         Ok(Some(Settled { member, former }))
     }

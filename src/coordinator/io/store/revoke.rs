@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use sqlx::{Row, Sqlite, Transaction};
 use wiremesh_certs::{NodeId, NodeName, RevocationList, Serial, SignError, SignedRevocations, UnixTime};
 
-use super::{Store, StoreError, fact, integer, node_id, parsed, rekey, set_fact};
+use super::{Store, StoreError, audit, fact, integer, node_id, parsed, rekey, set_fact};
+use crate::coordinator::audit::{Event, Kind, Origin};
 
 /// What is to be revoked.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -35,6 +36,7 @@ impl Store {
     pub async fn revoke(
         &self,
         target: &Target,
+        origin: &Origin,
         now: UnixTime,
         sign: impl FnOnce(&RevocationList) -> Result<SignedRevocations, SignError> + Send,
     ) -> Result<Revocation, StoreError> {
@@ -54,10 +56,14 @@ impl Store {
         .bind(ends_at)
         .execute(&mut *tx)
         .await?;
-        let name: Option<String> = sqlx::query_scalar("SELECT name FROM members WHERE identity = ?")
-            .bind(identity.0.as_slice())
-            .fetch_optional(&mut *tx)
-            .await?;
+        let name: Option<String> = sqlx::query_scalar(
+            "SELECT name FROM members WHERE identity = ?1
+             UNION ALL SELECT m.name FROM former_identities f JOIN members m ON m.host = f.host WHERE f.identity = ?1",
+        )
+        .bind(identity.0.as_slice())
+        .fetch_optional(&mut *tx)
+        .await?;
+        let name: Option<NodeName> = name.map(|name| parsed(name, "name")).transpose()?;
         if serial.is_none() {
             sqlx::query("UPDATE members SET revoked_at = COALESCE(revoked_at, ?), record = NULL WHERE identity = ?")
                 .bind(integer(now.0))
@@ -69,8 +75,11 @@ impl Store {
         let signed = sign(&list)?;
         set_fact(&mut tx, fact::REVOCATION_NUMBER, &list.number.to_be_bytes()).await?;
         set_fact(&mut tx, fact::REVOCATIONS, signed.as_bytes()).await?;
+        let event = Event { name: name.clone(), identity: Some(identity), ..Event::new(Kind::Revoked, origin) }
+            .with("number", list.number)
+            .with_if("serial", serial.map(|(serial, _)| serial));
+        audit::write(&mut tx, &event, now).await?;
         tx.commit().await?;
-        let name = name.map(|name| parsed(name, "name")).transpose()?;
         Ok(Revocation { identity, name, number: list.number, signed })
     }
 

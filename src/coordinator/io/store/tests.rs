@@ -1,14 +1,26 @@
+mod audit;
+mod joins;
+
+use std::net::IpAddr;
+
 use rand::{SeedableRng, rngs::StdRng};
 use wiremesh_certs::{
     AllowedServices, Authority, CaParameters, CertificateRequest, Chain, Claims, IdentityKey, MeshName, NodeName,
-    RevocationList, Serial, SignedRevocations, Trust,
+    RevocationList, Serial, SignedRevocations, Trust, Verified,
 };
 
 use super::*;
-use crate::coordinator::enrolment::Token;
+use crate::{
+    api::admin::AuditRow,
+    coordinator::{audit::Origin, enrolment::Token},
+};
 
 const NOW: UnixTime = UnixTime(1_800_000_000);
 const SECRET: [u8; 32] = [7; 32];
+/// Where requests come from, unless it matters.
+const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+/// Who runs the mesh.
+const UID: u32 = 1000;
 
 struct Fixture {
     store: Store,
@@ -34,18 +46,11 @@ async fn fixture(network: &str) -> Fixture {
 
 impl Fixture {
     async fn token(&self, uses: u32) {
-        let token = Token {
-            id: "t1".into(),
-            name: None,
-            groups: vec!["gpu".parse().unwrap()],
-            services: Vec::new(),
-            uses,
-            used: 0,
-            created_at: NOW,
-            expires_at: NOW.plus(Duration::from_secs(3600)),
-            revoked_at: None,
-        };
-        self.store.add_token(&token, &SECRET).await.unwrap();
+        self.add_token(token(uses), &SECRET).await;
+    }
+
+    async fn add_token(&self, token: Token, hash: &[u8; 32]) {
+        self.store.add_token(&token, hash, &Origin::operator(UID)).await.unwrap();
     }
 
     async fn join(&mut self, number: u8) -> Result<Member, StoreError> {
@@ -54,9 +59,38 @@ impl Fixture {
     }
 
     async fn enrol(&mut self, request: &CertificateRequest, now: UnixTime) -> Result<Member, StoreError> {
+        match self.ask(request, &SECRET, HERE, now).await? {
+            Enrolled::Joined { member, .. } => Ok(member),
+            Enrolled::Refused { refusal, .. } => Err(refusal.into()),
+            Enrolled::Waits(_) => panic!("it waits"),
+        }
+    }
+
+    async fn ask(
+        &mut self,
+        request: &CertificateRequest,
+        secret_hash: &[u8; 32],
+        from: IpAddr,
+        now: UnixTime,
+    ) -> Result<Enrolled, StoreError> {
         let (authority, rng) = (&self.authority, &mut self.rng);
-        let enrolled = self.store.enrol(request, &SECRET, now, |grant| issue(authority, grant, now, rng)).await;
-        enrolled.map(|(member, _)| member)
+        self.store.enrol(request, secret_hash, from, now, |grant| issue(authority, grant, now, rng)).await
+    }
+
+    /// Joins and is verified.
+    async fn verified(&mut self, request: &CertificateRequest) -> Verified {
+        let Enrolled::Joined { chain, .. } = self.ask(request, &SECRET, HERE, NOW).await.unwrap() else { panic!() };
+        Trust::new(self.authority.certificate().clone()).verify(&chain, NOW).unwrap()
+    }
+
+    /// Every row of the audit.
+    async fn rows(&self) -> Vec<AuditRow> {
+        self.store.audited(&Wanted::default(), 1000).await.unwrap()
+    }
+
+    /// What was done, in order.
+    async fn kinds(&self) -> Vec<String> {
+        self.rows().await.into_iter().map(|row| row.kind).collect()
     }
 
     async fn revoke(&self, target: Target) -> Result<RevocationList, StoreError> {
@@ -65,8 +99,23 @@ impl Fixture {
             signed = Some(list.clone());
             self.authority.sign_revocations(list)
         };
-        self.store.revoke(&target, NOW, sign).await?;
+        self.store.revoke(&target, &Origin::operator(UID), NOW, sign).await?;
         Ok(signed.unwrap())
+    }
+}
+
+fn token(uses: u32) -> Token {
+    Token {
+        id: "t1".into(),
+        name: None,
+        groups: vec!["gpu".parse().unwrap()],
+        services: Vec::new(),
+        uses,
+        used: 0,
+        approve: false,
+        created_at: NOW,
+        expires_at: NOW.plus(Duration::from_secs(3600)),
+        revoked_at: None,
     }
 }
 
@@ -130,11 +179,29 @@ async fn a_refused_join_leaves_nothing_behind() {
     assert_eq!(refusal(fixture.enrol(&stolen_name, NOW).await), "name_taken");
     assert_eq!(refusal(fixture.enrol(&stolen_key, NOW).await), "wireguard_key_taken");
     assert_eq!(refusal(fixture.enrol(&request(1, "other"), NOW).await), "identity_has_another_name");
-    let failing = fixture.store.enrol(&request(4, "n4"), &SECRET, NOW, |_| Err(IssueError::TooShort)).await;
+    let failing = fixture.store.enrol(&request(4, "n4"), &SECRET, HERE, NOW, |_| Err(IssueError::TooShort)).await;
     assert!(matches!(failing, Err(StoreError::Issue(_))));
 
     assert_eq!(fixture.store.members().await.unwrap().len(), 1);
     assert_eq!(fixture.store.tokens().await.unwrap()[0].used, 1);
+    assert_eq!(fixture.kinds().await, ["token_made", "joined"]);
+}
+
+#[tokio::test]
+async fn groups_and_services_of_a_token_are_in_the_certificate_and_stay_there() {
+    let mut fixture = fixture("10.42.0.0/16").await;
+    let services = vec!["ocr".parse().unwrap(), "asr".parse().unwrap()];
+    fixture.add_token(Token { services: services.clone(), ..token(1) }, &SECRET).await;
+
+    let by = fixture.verified(&request(1, "n1")).await;
+    let (authority, rng) = (&fixture.authority, &mut fixture.rng);
+    let (_, chain) = fixture.store.renew(&by, HERE, NOW, |grant| issue(authority, grant, NOW, rng)).await.unwrap();
+    let renewed = Trust::new(authority.certificate().clone()).verify(&chain, NOW).unwrap();
+
+    for verified in [by, renewed] {
+        assert_eq!(verified.groups(), ["gpu".parse().unwrap()]);
+        assert_eq!(*verified.services(), AllowedServices::Only(services.clone()));
+    }
 }
 
 #[tokio::test]
@@ -224,14 +291,14 @@ async fn a_member_signed_offline_is_taken_in_unless_it_holds_what_is_anothers() 
     let same_address = offline(3, "n3", &member.address.to_string());
     let same_name = offline(4, "n1", "10.42.7.8");
 
-    let adopted = fixture.store.adopt(&good, NOW).await.unwrap();
+    let adopted = fixture.store.adopt(&good, HERE, NOW).await.unwrap();
 
     assert_eq!(adopted.address, good.address());
-    assert_eq!(fixture.store.adopt(&good, NOW).await.unwrap(), adopted);
-    assert_eq!(refusal(fixture.store.adopt(&same_address, NOW).await), "address_taken");
-    assert_eq!(refusal(fixture.store.adopt(&same_name, NOW).await), "name_taken");
+    assert_eq!(fixture.store.adopt(&good, HERE, NOW).await.unwrap(), adopted);
+    assert_eq!(refusal(fixture.store.adopt(&same_address, HERE, NOW).await), "address_taken");
+    assert_eq!(refusal(fixture.store.adopt(&same_name, HERE, NOW).await), "name_taken");
     let (authority, rng) = (&fixture.authority, &mut fixture.rng);
-    let renewed = fixture.store.renew(&good, NOW, |grant| issue(authority, grant, NOW, rng)).await.unwrap();
+    let renewed = fixture.store.renew(&good, HERE, NOW, |grant| issue(authority, grant, NOW, rng)).await.unwrap();
     assert_eq!(renewed.0.address, good.address());
 }
 
@@ -240,14 +307,12 @@ async fn a_member_cannot_fill_the_database_with_renewals() {
     let mut fixture = fixture("10.42.0.0/16").await;
     fixture.token(1).await;
     let request = request(1, "n1");
+    let by = fixture.verified(&request).await;
     let (authority, rng) = (&fixture.authority, &mut fixture.rng);
-    let (_, chain) =
-        fixture.store.enrol(&request, &SECRET, NOW, |grant| issue(authority, grant, NOW, rng)).await.unwrap();
-    let by = Trust::new(authority.certificate().clone()).verify(&chain, NOW).unwrap();
 
     let mut renewed = 0;
     let refused = loop {
-        match fixture.store.renew(&by, NOW, |grant| issue(authority, grant, NOW, rng)).await {
+        match fixture.store.renew(&by, HERE, NOW, |grant| issue(authority, grant, NOW, rng)).await {
             Ok(_) => renewed += 1,
             Err(error) => break error,
         }
@@ -255,8 +320,11 @@ async fn a_member_cannot_fill_the_database_with_renewals() {
 
     assert!(matches!(refused, StoreError::Full(_)), "{refused}");
     assert_eq!(renewed, 63);
+    let again = fixture.enrol(&request, NOW).await;
+    assert!(matches!(again, Err(StoreError::Full(_))), "nor by joining again with its token");
+    let (authority, rng) = (&fixture.authority, &mut fixture.rng);
     let later = NOW.plus(Duration::from_secs(86_400));
-    assert!(fixture.store.renew(&by, later, |grant| issue(authority, grant, later, rng)).await.is_ok());
+    assert!(fixture.store.renew(&by, HERE, later, |grant| issue(authority, grant, later, rng)).await.is_ok());
 }
 
 #[tokio::test]
