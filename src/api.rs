@@ -74,7 +74,8 @@ pub struct EnrollRequest {
 pub struct EnrollResponse {
     /// The node's chain in PEM, leaf first.
     pub certificate: String,
-    /// The mesh's authority in PEM.
+    /// The mesh's roots in PEM, present and former: the one that the token pins is among them, and the list leads from
+    /// there to the present one.
     pub authority: String,
     /// The mesh's name.
     pub mesh: MeshName,
@@ -82,7 +83,7 @@ pub struct EnrollResponse {
     pub overlay_address: OverlayIp,
     /// The overlay network.
     pub network: IpNet,
-    /// What is revoked; absent if nothing ever was.
+    /// The list in force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revocations: Option<SignedRevocations>,
     /// Some members to begin with.
@@ -118,6 +119,9 @@ pub struct JoinWaiting {
 pub struct RenewResponse {
     /// The node's chain in PEM, leaf first.
     pub certificate: String,
+    /// The list in force: who was away while the authority changed needs it to believe the certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revocations: Option<SignedRevocations>,
 }
 
 /// `POST /api/certs/rekey`, proved by the present keys.
@@ -223,6 +227,16 @@ pub struct HeartbeatResponse {
     /// Another process uses this node's keys at the same time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copied: Option<Copied>,
+    /// The node has a newer list than the coordinator, which was restored from a backup: send it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub send_revocations: bool,
+}
+
+/// `POST /api/revocations`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct SendRevocations {
+    /// The list that the node has.
+    pub revocations: SignedRevocations,
 }
 
 /// One member to begin with.

@@ -14,9 +14,11 @@ mod glue;
 mod keys;
 mod members;
 mod metrics;
+mod neighbours;
 mod options;
 mod record;
 mod socket;
+mod standing;
 mod telling;
 #[cfg(test)]
 mod tests;

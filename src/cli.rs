@@ -12,6 +12,7 @@ pub mod failure;
 mod join;
 mod keys;
 mod ping;
+mod renew;
 mod revoke;
 pub mod socket;
 mod table;

@@ -14,6 +14,7 @@
 //! - [`heartbeat`]: when to report, and to which coordinator
 //! - [`joining`]: what is asked for, and whether the answer may be believed
 //! - [`rekey`]: when to change our keys
+//! - [`skew`]: how far our clock is off
 //! - [`state`]: what the files say
 //! - [`io`]: the files, TLS, HTTP, the loop
 
@@ -22,4 +23,5 @@ pub mod io;
 pub mod joining;
 pub mod lease;
 pub mod rekey;
+pub mod skew;
 pub mod state;

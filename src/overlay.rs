@@ -209,6 +209,11 @@ impl Overlay {
         Inbound::new(Arc::clone(&self.shared), takes)
     }
 
+    /// What may be asked without asking us.
+    fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+
     /// Outbound: one packet from the TUN device.
     pub fn handle_tun_packet(&mut self, bytes: &[u8], now: Instant) -> Result<(), Dropped> {
         self.route(bytes, now).inspect_err(|dropped| self.out.counters.count(*dropped))

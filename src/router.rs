@@ -14,6 +14,8 @@
 //!   has said that it never saw it ([`Calls`]).
 //! - **Invariant:** a request that must not be executed twice is repeated only if nothing of it was sent, if the worker
 //!   refused it, or if it promised never to have seen it ([`Plan`]).
+//! - **Invariant:** another node is answered only what the mesh's policy lets it call and this node offer, and only for
+//!   as long as it does ([`Members`]).
 //! - **Invariant:** after the first byte of an answer there is no second attempt, and an answer that breaks off never
 //!   ends cleanly.
 //! - Bodies are never collected and never rebuilt; the beginning of one is looked at for the model it names ([`openai`]).
@@ -61,7 +63,7 @@ pub use score::Score;
 pub use select::{Affinity, Asked, Candidate, Considered, Excluded, Selection, explain, order, select};
 pub use trace::{SpanId, TraceId};
 pub use via::{CallId, Via};
-use wiremesh_certs::{Load, NodeId, NodeName, NodeRecord, Offer, TunnelUrl, UnixTime, Verified};
+use wiremesh_certs::{Load, NodeId, NodeName, NodeRecord, Offer, OverlayIp, TunnelUrl, UnixTime, Verified};
 pub use work::{BadWork, MAX_REQUESTS, MAX_SERVICE_TIME_MS, MAX_WORK_BYTES, State, Work};
 
 /// How a request gets to the machine that answers it. Better ones first.
@@ -149,6 +151,34 @@ pub struct Found {
     pub workers: Vec<Worker>,
     /// How we know.
     pub source: Source,
+    /// Whether there is nobody because the mesh's policy does not let this node call it.
+    pub forbidden: bool,
+}
+
+/// Whose packets come from an overlay address.
+#[derive(Clone, Debug)]
+pub enum Whose {
+    /// A member's, by its latest certificate.
+    Member(Verified),
+    /// A standard WireGuard peer's, which has no certificate.
+    Stranger,
+    /// Nobody's; no longer, if it was somebody's a moment ago.
+    Nobody,
+}
+
+/// Who is a member of the mesh, as far as the router needs to know.
+pub trait Members: Send + Sync {
+    /// Ourselves, by our certificate of this moment.
+    fn own(&self) -> Verified;
+
+    /// Who has an overlay address: nobody else speaks from it. Waits for nobody.
+    fn whose(&self, address: OverlayIp) -> Whose;
+
+    /// The latest certificate of a member, if it is remembered and believed. Asks nobody.
+    fn known(&self, member: &NodeId) -> Option<Verified>;
+
+    /// The latest certificate of a member, found out: it may have renewed without our having heard of it.
+    fn latest<'a>(&'a self, member: &'a Verified) -> BoxFuture<'a, Option<Verified>>;
 }
 
 /// The directory, as far as the router needs it.

@@ -2,7 +2,7 @@
 //! is said. One line per request in the access log, spans for a collector, both if they are asked for.
 
 pub mod access_log;
-mod seldom;
+pub mod seldom;
 pub mod spans;
 
 use std::io::IsTerminal;

@@ -28,6 +28,9 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(20);
 /// For one request whose answer a story waits for.
 const REQUEST_LIMIT: Duration = Duration::from_secs(30);
 
+/// The file that says what an agent's own clock shows.
+const CLOCK: &str = "clock";
+
 /// `wiremesh agent`: first described, then joined, then talked to.
 #[derive(Debug)]
 pub struct Agent {
@@ -43,6 +46,8 @@ pub struct Agent {
     called: Option<String>,
     configuration: String,
     refused: Vec<Refused>,
+    /// Has a clock of its own.
+    own_clock: bool,
     log_filter: String,
     folder: PathBuf,
     place: Arc<Place>,
@@ -70,6 +75,7 @@ impl Agent {
             called: None,
             configuration: String::new(),
             refused: Vec::new(),
+            own_clock: false,
             log_filter: LOG_FILTER.to_owned(),
             folder,
             place,
@@ -129,6 +135,22 @@ impl Agent {
         self
     }
 
+    /// Its clock is not the machine's: [`Agent::set_clock`] sets it.
+    pub fn with_a_clock_of_its_own(mut self) -> anyhow::Result<Agent> {
+        self.own_clock = true;
+        self.set_clock("+0")?;
+        Ok(self)
+    }
+
+    /// Sets its clock, also while it runs: "+1h" is an hour ahead of the others'. Monotonic time goes on as it is.
+    pub fn set_clock(&self, offset: &str) -> anyhow::Result<()> {
+        let path = self.folder.join(CLOCK);
+        // Whole or not at all: it is read at every look at the clock.
+        let written = path.with_extension("new");
+        fs::write(&written, offset)?;
+        fs::rename(&written, &path).context("setting a clock")
+    }
+
     /// Joins the mesh of `coordinator` with a fresh token and waits until the agent is ready.
     pub fn join(self, coordinator: &Coordinator) -> anyhow::Result<Agent> {
         let token = coordinator.token()?;
@@ -159,6 +181,13 @@ impl Agent {
         self.process = None;
         let mut command = self.place.wiremesh_refused(&self.node, &self.refused)?;
         command.arg("agent").arg("--config").arg(self.config()).env("RUST_LOG", &self.log_filter);
+        if self.own_clock {
+            command.env("LD_PRELOAD", libfaketime()?).env("FAKETIME_TIMESTAMP_FILE", self.folder.join(CLOCK));
+            command
+                .env("FAKETIME_NO_CACHE", "1")
+                .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+                .env("DONT_FAKE_MONOTONIC", "1");
+        }
         let what = format!("agent {}", self.name());
         self.process = Some(Process::start(&what, command, &self.folder.join("agent.log"))?);
         Ok(())
@@ -185,6 +214,21 @@ impl Agent {
     pub fn power_off(&mut self) {
         self.process = None;
         self.services.clear();
+    }
+
+    /// Ends the agent alone without warning; its services go on.
+    pub fn power_off_agent(&mut self) {
+        self.process = None;
+    }
+
+    /// Takes its join token away, as is good after a join.
+    pub fn forget_token(&self) -> anyhow::Result<()> {
+        fs::remove_file(self.folder.join("token")).context("removing a token")
+    }
+
+    /// Gives it another join token.
+    pub fn give_token(&self, token: &str) -> anyhow::Result<()> {
+        fs::write(self.folder.join("token"), token).context("writing a token")
     }
 
     /// The agent's process.
@@ -321,4 +365,12 @@ impl Agent {
         writeln!(text, "\n{}", self.configuration)?;
         Ok(text)
     }
+}
+
+/// What stands between a program and the machine's clock: Debian's `libfaketime`, for programs with threads.
+fn libfaketime() -> anyhow::Result<PathBuf> {
+    let places = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"];
+    let found = places.map(|place| PathBuf::from(place).join("faketime/libfaketimeMT.so.1"));
+    let found = found.into_iter().find(|path| path.exists());
+    found.context("libfaketime is not installed: netns-tests/run installs it (Debian: faketime)")
 }

@@ -65,6 +65,18 @@ impl Transfer {
     /// Begins to move `bytes` from `near` to `far` and as many back, spread over so many connections. `far_ip` is where
     /// `near` reaches `far`.
     pub fn begin(near: &Node, far: &Node, far_ip: IpAddr, streams: u64, bytes: u64) -> anyhow::Result<Transfer> {
+        Transfer::begin_paced(near, far, far_ip, streams, bytes, Duration::ZERO)
+    }
+
+    /// Like [`Transfer::begin`], with a pause after each 64 KiB of a connection: for long, and for little of the machine.
+    pub fn begin_paced(
+        near: &Node,
+        far: &Node,
+        far_ip: IpAddr,
+        streams: u64,
+        bytes: u64,
+        pause: Duration,
+    ) -> anyhow::Result<Transfer> {
         let listener = far.run(|| TcpListener::bind((far_ip, 0)))?.with_context(|| format!("listening at {far_ip}"))?;
         let to: SocketAddr = listener.local_addr()?;
         let blocks = bytes.div_ceil(streams * BLOCK_BYTES as u64);
@@ -90,7 +102,7 @@ impl Transfer {
                 let (sender, receiver) = (end.try_clone()?, end.try_clone()?);
                 let (sent, expected) = (pool.clone(), pool.clone());
                 let moved = transfer.moved.clone();
-                transfer.spawn(sender, move |stream| send(stream, &sent, out..out + blocks));
+                transfer.spawn(sender, move |stream| send(stream, &sent, out..out + blocks, pause));
                 transfer.spawn(receiver, move |stream| receive(stream, &expected, back..back + blocks, &moved));
                 transfer.streams.push(end);
             }
@@ -184,12 +196,13 @@ impl Pool {
     }
 }
 
-fn send(mut stream: &TcpStream, pool: &Pool, numbers: std::ops::Range<u64>) -> anyhow::Result<()> {
+fn send(mut stream: &TcpStream, pool: &Pool, numbers: std::ops::Range<u64>, pause: Duration) -> anyhow::Result<()> {
     let mut block = vec![0; BLOCK_BYTES];
     for number in numbers {
         block[..NUMBER_BYTES].copy_from_slice(&number.to_be_bytes());
         block[NUMBER_BYTES..].copy_from_slice(pool.piece(number));
         stream.write_all(&block).context("sending")?;
+        thread::sleep(pause);
     }
     Ok(())
 }

@@ -4,13 +4,15 @@
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use wiremesh_certs::{IdentityKey, NodeId, NodeRecord, Offer, Signed, proof_header};
+use wiremesh_certs::{
+    IdentityKey, NodeId, NodeRecord, Offer, OverlayIp, ServiceName, Signed, Trust, TrustStore, Verified, proof_header,
+};
 
 use super::{glue::Recorder, view::View};
 use crate::{
     clock, directory,
     directory::io::Sought,
-    membership,
+    membership, overlay,
     router::{self, DirectoryCounters, HealthReport},
 };
 
@@ -22,16 +24,29 @@ pub struct PhoneBook {
     pub me: NodeId,
     /// Where agents listen on their overlay address.
     pub overlay_port: u16,
+    /// The mesh's policy.
+    pub trust: Arc<TrustStore>,
+    /// Who we are at the moment.
+    pub recorder: Arc<Recorder>,
 }
 
 impl router::Find for PhoneBook {
     fn find<'a>(&'a self, offer: &'a Offer) -> BoxFuture<'a, router::Found> {
         Box::pin(async move {
-            let Some(answer) = self.directory.find(offer).await else {
-                return router::Found { workers: Vec::new(), source: router::Source::Cache };
-            };
-            let others = answer.workers.iter().filter(|entry| entry.id() != self.me);
+            let nobody = |forbidden| router::Found { workers: Vec::new(), source: router::Source::Cache, forbidden };
+            let (own, trust) = (self.recorder.author.own(), self.trust.current());
+            if let Offer::Service(service) = offer
+                && !trust.may_call(&own, service)
+            {
+                return nobody(true);
+            }
+            let Some(answer) = self.directory.find(offer).await else { return nobody(false) };
+            let others: Vec<_> = answer.workers.iter().filter(|entry| entry.id() != self.me).collect();
+            let callable = |entry: &&&directory::Entry| may_call_there(&trust, &own, offer, entry);
+            let forbidden = !others.is_empty() && !others.iter().any(|entry| callable(&entry));
+            let others = others.iter().filter(callable);
             router::Found {
+                forbidden,
                 workers: others
                     .map(|entry| router::Worker::of(entry.verified(), entry.record(), self.overlay_port))
                     .collect(),
@@ -46,6 +61,46 @@ impl router::Find for PhoneBook {
 
     fn forget(&self, offer: &Offer, worker: &NodeId) {
         self.directory.forget(offer, worker);
+    }
+}
+
+/// Whether a worker has what was looked for by any service that we may call. Lists of models are for all members.
+fn may_call_there(trust: &Trust, own: &Verified, offer: &Offer, entry: &directory::Entry) -> bool {
+    let offered = |service: &ServiceName| trust.may_offer(entry.verified(), service);
+    let callable = |service: &ServiceName| offered(service) && trust.may_call(own, service);
+    matches!(offer, Offer::AnyModel) || entry.record().services_for(offer).any(callable)
+}
+
+/// The other members as the router asks who they are: peers of the overlay, and whoever the directory has heard of.
+pub struct Acquaintances {
+    /// Whose addresses those are.
+    pub overlay: Option<overlay::Handle>,
+    /// Everybody else.
+    pub directory: directory::Handle,
+    /// Who we are at the moment.
+    pub recorder: Arc<Recorder>,
+}
+
+impl router::Members for Acquaintances {
+    fn own(&self) -> Verified {
+        self.recorder.author.own()
+    }
+
+    fn whose(&self, address: OverlayIp) -> router::Whose {
+        match self.overlay.as_ref().and_then(|overlay| overlay.whose(address)) {
+            Some(overlay::PeerSource::Verified(member)) => router::Whose::Member(member),
+            Some(overlay::PeerSource::Configured) => router::Whose::Stranger,
+            None => router::Whose::Nobody,
+        }
+    }
+
+    fn known(&self, member: &NodeId) -> Option<Verified> {
+        let as_peer = self.overlay.as_ref().and_then(|overlay| overlay.certificate(member));
+        as_peer.into_iter().chain(self.directory.member(member)).max_by_key(Verified::not_before)
+    }
+
+    fn latest<'a>(&'a self, member: &'a Verified) -> BoxFuture<'a, Option<Verified>> {
+        Box::pin(async move { Some(self.directory.resolve_name(member.name()).await?.verified().clone()) })
     }
 }
 

@@ -20,10 +20,12 @@ use wiremesh_certs::{Verified, files};
 
 use super::{
     Agent, Kept,
-    adapters::{self, Coordinator, Pages, PhoneBook},
+    adapters::{self, Acquaintances, Coordinator, Pages, PhoneBook},
     drain,
     glue::{self, Recorder},
-    keys, members, options,
+    keys, members,
+    neighbours::Neighbours,
+    options,
     record::Author,
     socket,
     telling::Telling,
@@ -87,7 +89,6 @@ pub async fn start(
 
     let renewed = Arc::new(Notify::new());
     glue::start(&recorder, events, &directory, &renewed, tasks);
-    let membership = members::start(config, session, &recorder, &directory, &member.trust, renewed, tasks);
     let router = router::io::Router::new(router::io::Parts {
         name: own.name().clone(),
         services,
@@ -95,15 +96,35 @@ pub async fn start(
             directory: directory.clone(),
             me: own.id(),
             overlay_port: config.api.overlay_port,
+            trust: member.trust.clone(),
+            recorder: recorder.clone(),
         }),
+        members: Arc::new(Acquaintances {
+            overlay: overlay.clone(),
+            directory: directory.clone(),
+            recorder: recorder.clone(),
+        }),
+        trust: member.trust.clone(),
         prove: adapters::prove(member.identity.clone(), recorder.clone()),
         overlay: overlay.is_some(),
         audience,
         seed: rand::random(),
     })?;
+    let membership =
+        members::start(config, session, &recorder, &directory, &member.trust, router.clone(), renewed, tasks);
     telling.start(router.counters(), tasks);
     let prober = router.clone();
     tasks.spawn("router", |stop| prober.run(stop));
+
+    let neighbours = match &overlay {
+        Some(overlay) => {
+            let (membership, directory, overlay) = (membership.clone(), directory.clone(), overlay.clone());
+            let neighbours = Neighbours::new(membership, directory, overlay, own.address(), config.api.overlay_port)?;
+            neighbours.clone().start(tasks);
+            Some(neighbours)
+        }
+        None => None,
+    };
 
     let view = Arc::new(View {
         recorder,
@@ -123,7 +144,9 @@ pub async fn start(
         }
         false => None,
     };
-    let listeners = serve(config, &own, &router, &view, Listeners { socket, api, overlay_api, ingress })?;
+    let overlay_pages = neighbours.map(|neighbours| neighbours.pages()).unwrap_or_default();
+    let listeners = Listeners { socket, api, overlay_api, overlay_pages, ingress };
+    let listeners = serve(config, &own, &router, &view, listeners)?;
     view.ready.store(true, Ordering::Relaxed);
     let took = clock::now().saturating_duration_since(begun_at);
     tracing::info!(listen = %config.api.listen, ?took, "ready");
@@ -135,6 +158,8 @@ struct Listeners {
     socket: UnixListener,
     api: Bound,
     overlay_api: Option<Bound>,
+    /// What other agents ask this one beside requests.
+    overlay_pages: axum::Router,
     ingress: Option<Bound>,
 }
 
@@ -146,7 +171,7 @@ fn serve(
     view: &Arc<View>,
     listeners: Listeners,
 ) -> Result<Tasks, Failure> {
-    let Listeners { socket, api, overlay_api, ingress } = listeners;
+    let Listeners { socket, api, overlay_api, overlay_pages, ingress } = listeners;
     let (tasks, grace) = (Tasks::new(), config.drain_grace);
     let report: Arc<dyn router::Report> = Arc::new(Pages(view.clone()));
     let trust = view.trust.clone();
@@ -162,12 +187,12 @@ fn serve(
     tasks.spawn("local API", |stop| router::io::serve(api, local, stop, grace));
     if let Some(bound) = overlay_api {
         let listener = bound.listen()?;
-        let surface = router.overlay(trust.current().network(), report.clone(), axum::Router::new());
+        let surface = router.overlay(trust.current().network(), report.clone(), overlay_pages);
         tasks.spawn("overlay API", |stop| router::io::serve(listener, surface, stop, grace));
     }
     if let Some(bound) = ingress {
         let listener = bound.listen()?;
-        let surface = router.ingress(own.id(), trust, report);
+        let surface = router.ingress(own.id(), report);
         tasks.spawn("ingress", |stop| router::io::serve(listener, surface, stop, grace));
     }
     Ok(tasks)

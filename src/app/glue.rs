@@ -4,7 +4,7 @@
 //! overlay: who is 10.42.0.9? ──► directory ──► overlay: this peer, there
 //! overlay: a stranger introduced itself ──► directory: a contact
 //! directory: a member moved ──► overlay: there, if it is a peer
-//! services, their models, endpoints or certificate changed, or 30 s passed ──► a new record ──► overlay, directory
+//! services, their models, endpoints, certificate or policy changed, or 30 s passed ──► a new record ──► overlay, directory
 //! ```
 
 use std::{
@@ -20,7 +20,10 @@ use rand::Rng;
 use tokio::sync::{Notify, broadcast, mpsc};
 use wiremesh_certs::{NodeRecord, Signed, TrustStore};
 
-use super::record::{Author, Facts};
+use super::{
+    record::{Author, Facts},
+    standing::Standing,
+};
 use crate::{
     clock, directory, overlay, services,
     task::{CancellationToken, Tasks},
@@ -58,12 +61,18 @@ impl Recorder {
             services: if leaving { Arc::from([]) } else { self.services.offered() },
             models: self.services.models(),
             load: self.services.load(),
-            revocations: self.trust.current().revocation_number(),
         };
         self.author
-            .sign(facts, clock::unix_millis())
+            .sign(facts, &self.trust.current(), clock::unix_millis())
             .inspect_err(|error| tracing::error!(%error, "our record cannot be made, nobody will find us"))
             .ok()
+    }
+}
+
+impl Recorder {
+    /// Whether others believe us at all.
+    fn is_believed(&self) -> bool {
+        Standing::of(&self.author.own(), &self.trust.current(), clock::unix()).is_believed()
     }
 }
 
@@ -82,8 +91,11 @@ pub async fn publish(
             if let Some(overlay) = &overlay {
                 overlay.set_own_record(record.clone()).await;
             }
-            if let Err(why) = directory.publish(&record) {
-                tracing::warn!(%why, "our own record is refused and was not published");
+            match directory.publish(&record) {
+                Ok(()) => {}
+                // The status says so, and renewals: not every record.
+                Err(why) if !recorder.is_believed() => tracing::debug!(%why, "our record was not published"),
+                Err(why) => tracing::warn!(%why, "our own record is refused and was not published"),
             }
         }
         let interval = PUBLISH_EVERY.mul_f64(rand::rng().random_range(0.9..=1.0));

@@ -12,7 +12,7 @@ use crate::{
     api::Seed,
     clock,
     config::Config,
-    directory, membership,
+    directory, membership, router,
     task::{CancellationToken, Tasks},
 };
 
@@ -29,6 +29,7 @@ pub fn start(
     recorder: &Arc<Recorder>,
     directory: &directory::Handle,
     trust: &Arc<TrustStore>,
+    router: router::io::Router,
     renewed: Arc<Notify>,
     tasks: &Tasks,
 ) -> membership::io::Handle {
@@ -36,7 +37,14 @@ pub fn start(
     let (sender, events) = mpsc::channel(membership::io::MAX_EVENTS);
     let sources = sources(config, recorder);
     tasks.spawn("membership", |stop| session.run(sources, sender, stop));
-    let follow = Follow { recorder: recorder.clone(), directory: directory.clone(), trust: trust.clone(), renewed };
+    let follow = Follow {
+        recorder: recorder.clone(),
+        directory: directory.clone(),
+        membership: membership.clone(),
+        trust: trust.clone(),
+        router,
+        renewed,
+    };
     tasks.spawn("membership events", |stop| follow.run(events, stop));
     let (directory, handle, dht_port) = (directory.clone(), membership.clone(), config.dht.port);
     tasks.spawn("keep contacts", |stop| keep_contacts(directory, handle, dht_port, stop));
@@ -50,7 +58,9 @@ pub fn start(
 struct Follow {
     recorder: Arc<Recorder>,
     directory: directory::Handle,
+    membership: membership::io::Handle,
     trust: Arc<TrustStore>,
+    router: router::io::Router,
     renewed: Arc<Notify>,
 }
 
@@ -93,10 +103,17 @@ impl Follow {
                 self.renewed.notify_one();
             }
             membership::io::Event::RevocationsChanged => {
+                let number = self.trust.current().revocation_number();
                 self.directory.trust_changed();
                 if let Some(overlay) = &self.recorder.overlay {
                     overlay.trust_changed().await;
+                    // What is asked after a command is answered after it: from here on it is done.
+                    overlay.status().await;
                 }
+                self.router.trust_changed();
+                // The record says which list we enforce, and offers what we may offer now.
+                self.renewed.notify_one();
+                self.membership.acknowledge(number);
             }
             membership::io::Event::Seeds(seeds) => {
                 self.directory.add_contacts(&records_of(&seeds));

@@ -9,7 +9,7 @@ use prometheus_client::{
 };
 use wiremesh_certs::{Load, UnixTime};
 
-use crate::{clock, directory, overlay};
+use crate::{clock, directory, membership, overlay};
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct Reason {
@@ -21,12 +21,43 @@ struct Direction {
     direction: &'static str,
 }
 
-/// Certificate and load.
-pub fn register_agent(registry: &mut Registry, not_after: UnixTime, load: Load) {
+/// Load.
+pub fn register_agent(registry: &mut Registry, load: Load) {
     let agent = registry.sub_registry_with_prefix("wiremesh_agent");
-    let left = not_after.saturating_since(clock::unix()).as_secs_f64();
-    gauge(agent, "certificate_ends_in_seconds", "Until our certificate ends", left);
     gauge(agent, "load", "How busy this node is, 0 to 1", load.share());
+}
+
+/// What is to be told of our certificate and of the list.
+pub struct Lease {
+    /// When our certificate ends.
+    pub ends: UnixTime,
+    /// When its authority ends; `None`: that is believed no more.
+    pub authority_ends: Option<UnixTime>,
+    /// How it stands with renewals and with our clock.
+    pub membership: membership::io::Status,
+    /// The number of the list that is enforced.
+    pub enforced: u64,
+}
+
+/// Certificate, list and clock: what an alert is made of before anything ends.
+pub fn register_lease(registry: &mut Registry, lease: &Lease) {
+    let agent = registry.sub_registry_with_prefix("wiremesh_agent");
+    let left = lease.ends.saturating_since(clock::unix()).as_secs_f64();
+    gauge(agent, "certificate_ends_in_seconds", "Until our certificate ends", left);
+    let mut moment = |name: &str, help: &str, at: UnixTime| gauge(agent, name, help, at.0 as f64);
+    moment("certificate_ends_timestamp_seconds", "When our certificate ends, in Unix time", lease.ends);
+    let renew_at = lease.membership.renew_at;
+    moment("certificate_renew_at_timestamp_seconds", "When our certificate is to be renewed, in Unix time", renew_at);
+    if let Some(ends) = lease.authority_ends {
+        moment("authority_ends_timestamp_seconds", "When the authority of our certificate ends, in Unix time", ends);
+    }
+    let failed = lease.membership.renewals_failed;
+    counter(agent, "renewals_failed", "Renewals of our certificate that failed", failed);
+    gauge(agent, "list_enforced", "The number of the list that this node enforces", lease.enforced as f64);
+    if let Some(offset) = lease.membership.clock {
+        let help = "How far our clock is ahead of the coordinator's";
+        gauge(agent, "clock_offset_seconds", help, offset.seconds as f64);
+    }
 }
 
 /// The directory's table and memory.
@@ -92,4 +123,49 @@ fn counter(registry: &mut Registry, name: &str, help: &str, value: u64) {
     let counter: Counter = Counter::default();
     counter.inc_by(value);
     registry.register(name, help, counter);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::membership::skew::Offset;
+
+    #[test]
+    fn the_end_of_everything_is_told_before_it_comes() {
+        let now = clock::unix();
+        let lease = Lease {
+            ends: now.plus(Duration::from_secs(3600)),
+            authority_ends: Some(UnixTime(1_900_000_000)),
+            membership: membership::io::Status {
+                coordinator: None,
+                last_contact: None,
+                failures: 0,
+                last_error: None,
+                lease_ends_at: now,
+                renew_at: UnixTime(1_850_000_000),
+                renew_why: "half of the certificate's life is over",
+                renewal_error: None,
+                renewals_failed: 3,
+                clock: Some(Offset { seconds: -3600 }),
+            },
+            enforced: 7,
+        };
+        let mut registry = Registry::default();
+
+        register_lease(&mut registry, &lease);
+
+        let text = encode(&registry);
+        for line in [
+            "wiremesh_agent_authority_ends_timestamp_seconds 1900000000.0",
+            "wiremesh_agent_certificate_renew_at_timestamp_seconds 1850000000.0",
+            "wiremesh_agent_renewals_failed_total 3",
+            "wiremesh_agent_list_enforced 7.0",
+            "wiremesh_agent_clock_offset_seconds -3600.0",
+        ] {
+            assert!(text.contains(line), "{line} is not in {text}");
+        }
+        assert!(text.contains(&format!("certificate_ends_timestamp_seconds {}.0", lease.ends.0)), "{text}");
+    }
 }

@@ -3,17 +3,23 @@
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use wiremesh_certs::{
     Chain, IdentityKey, Load, MAX_ENDPOINTS, MAX_MODELS, MAX_SERVICES, ModelOffer, ModelTag, NodeRecord, RECORD_LIFE,
-    ServiceName, SignError, Signed, TunnelUrl, UnixTime, Verified,
+    ServiceName, SignError, Signed, Trust, TunnelUrl, UnixTime, Verified,
 };
 
 use super::copies::{Copied, OwnRecords};
 
 /// So many endpoints are worth more than models: without one, nobody reaches us to ask.
 const KEPT_ENDPOINTS: usize = 2;
+
+/// A clock that is set back by more than this was wrong before: what was dated by it is refused as from the future, and
+/// whatever is dated after it would be too.
+const SET_BACK: Duration = Duration::from_secs(30);
 
 /// What a record is made of at one moment.
 #[derive(Clone, Debug)]
@@ -26,8 +32,6 @@ pub struct Facts {
     pub models: Arc<[(ServiceName, Arc<[String]>)]>,
     /// How busy it is.
     pub load: Load,
-    /// The number of the revocation list that it enforces.
-    pub revocations: u64,
 }
 
 /// Signs our records: each newer than the one before, also when the clock was set back.
@@ -35,40 +39,48 @@ pub struct Author {
     key: Arc<IdentityKey>,
     tunnel_url: Option<TunnelUrl>,
     overlay: bool,
+    /// Asked for with every request: nobody waits while a record is signed.
+    own: ArcSwap<Verified>,
     state: Mutex<State>,
 }
 
+#[derive(Default)]
 struct State {
-    own: Verified,
     last_sequence: u64,
     said: OwnRecords,
+    /// What was left out of the last record, so that it is said once.
+    forbidden: Vec<ServiceName>,
 }
 
 impl Author {
     /// For the node that `own` describes. What never changes while it runs is given here.
     pub fn new(key: Arc<IdentityKey>, own: Verified, tunnel_url: Option<TunnelUrl>, overlay: bool) -> Author {
-        Author {
-            key,
-            tunnel_url,
-            overlay,
-            state: Mutex::new(State { own, last_sequence: 0, said: OwnRecords::default() }),
-        }
+        Author { key, tunnel_url, overlay, own: ArcSwap::from_pointee(own), state: Mutex::default() }
     }
 
-    /// A record of these facts. What its certificate does not allow to be offered is left out, with a word in the log.
+    /// A record of these facts. What our certificate or the mesh's policy does not let us offer is left out, with a word
+    /// in the log when that begins.
     ///
     /// A record that would not fit a datagram loses endpoints from the third on, then models, then the second endpoint:
     /// an address too few is better than none, and a model that is not in the record is found in our list of models.
-    pub fn sign(&self, facts: Facts, now_millis: u64) -> Result<Signed<NodeRecord>, SignError> {
+    pub fn sign(&self, facts: Facts, trust: &Trust, now_millis: u64) -> Result<Signed<NodeRecord>, SignError> {
+        let own = self.own();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.last_sequence = now_millis.max(state.last_sequence + 1);
+        let set_back = Duration::from_millis(state.last_sequence.saturating_sub(now_millis));
+        let next = if set_back > SET_BACK { 0 } else { state.last_sequence + 1 };
+        state.last_sequence = now_millis.max(next);
         let sequence = state.last_sequence;
         state.said.on_made(sequence);
         let (allowed, refused): (Vec<_>, Vec<_>) =
-            facts.services.iter().cloned().partition(|service| state.own.services().allows(service));
-        if let Some(service) = refused.first() {
-            tracing::warn!(%service, "our certificate does not allow us to offer this service");
+            facts.services.iter().cloned().partition(|service| trust.may_offer(&own, service));
+        for service in refused.iter().filter(|service| !state.forbidden.contains(service)) {
+            let why = match own.services().allows(service) {
+                true => "the mesh's policy",
+                false => "our certificate",
+            };
+            tracing::warn!(%service, why, "not offered to others: it is not allowed");
         }
+        state.forbidden = refused;
         let mut record = NodeRecord {
             sequence: state.last_sequence,
             expires_at: UnixTime(state.last_sequence / 1000).plus(RECORD_LIFE),
@@ -78,13 +90,13 @@ impl Author {
             tunnel_url: self.tunnel_url.clone(),
             overlay: self.overlay,
             models: Vec::new(),
-            revocations: facts.revocations,
+            revocations: trust.revocation_number(),
         };
         record.endpoints.truncate(MAX_ENDPOINTS);
         record.services.truncate(MAX_SERVICES);
         record.models = in_turn(&record.services, &facts.models);
         loop {
-            match Signed::sign(&record, &self.key, state.own.chain()) {
+            match Signed::sign(&record, &self.key, own.chain()) {
                 Err(SignError::TooLarge) if record.endpoints.len() > KEPT_ENDPOINTS => _ = record.endpoints.pop(),
                 Err(SignError::TooLarge) if !record.models.is_empty() => _ = record.models.pop(),
                 Err(SignError::TooLarge) if record.endpoints.len() > 1 => _ = record.endpoints.pop(),
@@ -105,12 +117,12 @@ impl Author {
 
     /// Our certificate was renewed.
     pub fn set_own(&self, own: Verified) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).own = own;
+        self.own.store(Arc::new(own));
     }
 
     /// Our certificate at this moment.
     pub fn own(&self) -> Verified {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).own.clone()
+        Verified::clone(&self.own.load())
     }
 
     /// Our certificates at this moment.
@@ -140,9 +152,9 @@ fn in_turn(services: &[ServiceName], models: &[(ServiceName, Arc<[String]>)]) ->
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use wiremesh_certs::{AllowedServices, Authority, CaParameters, Claims, OverlayIp, Trust, generate_keys};
+    use wiremesh_certs::{
+        AllowedServices, Authority, CaParameters, Claims, OverlayIp, Policy, RevocationList, Rule, generate_keys,
+    };
 
     use super::*;
 
@@ -152,21 +164,52 @@ mod tests {
     fn each_record_is_newer_than_the_one_before_also_when_the_clock_was_set_back() {
         let (author, trust) = author(AllowedServices::Any);
 
-        let first = author.sign(facts(&["ocr"], 1), 5_000).unwrap();
-        let second = author.sign(facts(&["ocr"], 1), 4_000).unwrap();
+        let first = author.sign(facts(&["ocr"], 1), &trust, 5_000).unwrap();
+        let second = author.sign(facts(&["ocr"], 1), &trust, 4_000).unwrap();
 
         let sequence = |signed: &wiremesh_certs::SignedRecord| trust.open(signed, NOW).unwrap().payload.sequence;
         assert!(sequence(&second) > sequence(&first));
     }
 
     #[test]
+    fn after_a_clock_was_an_hour_ahead_records_are_dated_by_the_right_one() {
+        let (author, trust) = author(AllowedServices::Any);
+        let now = NOW.0 * 1000;
+
+        author.sign(facts(&["ocr"], 1), &trust, now + 3_600_000).unwrap();
+        let right = author.sign(facts(&["ocr"], 1), &trust, now).unwrap();
+
+        assert_eq!(trust.open(&right, NOW).unwrap().payload.sequence, now);
+    }
+
+    #[test]
     fn a_service_that_the_certificate_does_not_allow_is_left_out() {
         let (author, trust) = author(AllowedServices::Only(vec!["ocr".parse().unwrap()]));
 
-        let signed = author.sign(facts(&["ocr", "llm-inference"], 1), 5_000).unwrap();
+        let signed = author.sign(facts(&["ocr", "llm-inference"], 1), &trust, 5_000).unwrap();
 
         let record = trust.open(&signed, NOW).unwrap().payload;
         assert_eq!(record.services, ["ocr".parse().unwrap()]);
+    }
+
+    #[test]
+    fn a_service_that_the_mesh_s_policy_forbids_is_left_out_with_its_models_until_it_is_allowed() {
+        let (author, mut trust, authority) = author_of(AllowedServices::Any);
+        let policy = Policy {
+            services: [("llm".parse().unwrap(), Rule { offer: Some([].into()), call: None })].into(),
+            ..Policy::default()
+        };
+        let mut apply = |number, policy| {
+            let list = RevocationList { number, policy, ..RevocationList::default() };
+            trust.apply_revocations(&authority.sign_revocations(&list).unwrap(), NOW).unwrap();
+            let models = ("llm".parse().unwrap(), Arc::from(["llama".to_owned()]));
+            let all = Facts { models: [models].into(), ..facts(&["llm", "ocr"], 1) };
+            let record = trust.open(&author.sign(all, &trust, 5_000).unwrap(), NOW).unwrap().payload;
+            (record.services.len(), record.models.len(), record.revocations)
+        };
+
+        assert_eq!(apply(1, policy), (1, 0, 1));
+        assert_eq!(apply(2, Policy::default()), (2, 1, 2));
     }
 
     #[test]
@@ -175,7 +218,7 @@ mod tests {
         let long: Vec<String> = (0..12).map(|n| format!("a-service-with-a-rather-long-name-{n}")).collect();
         let names: Vec<&str> = long.iter().map(String::as_str).collect();
 
-        let signed = author.sign(facts(&names, 8), 5_000).unwrap();
+        let signed = author.sign(facts(&names, 8), &trust, 5_000).unwrap();
 
         let record = trust.open(&signed, NOW).unwrap().payload;
         assert_eq!(record.services.len(), 12);
@@ -189,7 +232,7 @@ mod tests {
         let models = [("llm", many), ("asr", ["whisper".to_owned()].into()), ("down", ["other".to_owned()].into())];
         let models = models.map(|(service, names)| (service.parse().unwrap(), names));
 
-        let signed = author.sign(Facts { models: models.into(), ..facts(&["llm", "asr"], 1) }, 5_000).unwrap();
+        let signed = author.sign(Facts { models: models.into(), ..facts(&["llm", "asr"], 1) }, &trust, 5_000).unwrap();
 
         let record = trust.open(&signed, NOW).unwrap().payload;
         let tags: Vec<_> = record.models.iter().map(|model| (model.service, model.tag)).collect();
@@ -205,7 +248,7 @@ mod tests {
         let models: Arc<[String]> = (0..16).map(|n| format!("model-{n}")).collect();
         let all = Facts { models: [(long[0].parse().unwrap(), models)].into(), ..facts(&names, 8) };
 
-        let record = trust.open(&author.sign(all, 5_000).unwrap(), NOW).unwrap().payload;
+        let record = trust.open(&author.sign(all, &trust, 5_000).unwrap(), NOW).unwrap().payload;
 
         assert_eq!((record.services.len(), record.endpoints.len()), (14, KEPT_ENDPOINTS));
         assert!(record.models.len() < MAX_MODELS, "{}", record.models.len());
@@ -217,11 +260,15 @@ mod tests {
             services: services.iter().map(|name| name.parse().unwrap()).collect(),
             models: Arc::from([]),
             load: Load::default(),
-            revocations: 0,
         }
     }
 
     fn author(services: AllowedServices) -> (Author, Trust) {
+        let (author, trust, _) = author_of(services);
+        (author, trust)
+    }
+
+    fn author_of(services: AllowedServices) -> (Author, Trust, Authority) {
         let parameters = CaParameters {
             mesh: "lab".parse().unwrap(),
             network: "10.42.0.0/16".parse().unwrap(),
@@ -241,6 +288,6 @@ mod tests {
         let chain = authority.issue(&claims, NOW, &mut rand::rng()).unwrap();
         let trust = Trust::new(authority.certificate().clone());
         let own = trust.verify(&chain, NOW).unwrap();
-        (Author::new(Arc::new(key), own, None, true), trust)
+        (Author::new(Arc::new(key), own, None, true), trust, authority)
     }
 }

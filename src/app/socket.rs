@@ -52,6 +52,7 @@ pub fn pages(view: Arc<View>) -> Router {
         .route("/peers", get(async |State(view): State<Arc<View>>| Json(view.peers().await)))
         .route("/services", get(async |State(view): State<Arc<View>>| Json(view.services().await)))
         .route("/ping/{to}", post(ping))
+        .route("/renew", post(renew))
         .with_state(view)
 }
 
@@ -64,6 +65,16 @@ async fn ping(State(view): State<Arc<View>>, UrlPath(to): UrlPath<String>) -> Re
         Ok(pong) => Json(pong).into_response(),
         Err(why) => {
             refusal(StatusCode::BAD_GATEWAY, &format!("{to} did not answer: {why}"), "wiremesh peers shows its path")
+        }
+    }
+}
+
+async fn renew(State(view): State<Arc<View>>) -> Response {
+    match view.membership.renew().await {
+        Ok(not_after) => Json(json!({ "not_after": not_after.to_string() })).into_response(),
+        Err(failed) => {
+            let hint = failed.hint.as_deref().unwrap_or("wiremesh status shows how it stands with the coordinator");
+            refusal(StatusCode::BAD_GATEWAY, &format!("the certificate was not renewed: {failed}"), hint)
         }
     }
 }

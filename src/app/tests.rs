@@ -5,7 +5,9 @@ mod admission;
 mod disk;
 mod joining;
 mod keys;
+mod lists;
 mod registry;
+mod secrets;
 
 use std::{
     collections::BTreeSet,
@@ -210,13 +212,23 @@ struct Agent {
 impl Agent {
     fn run(member: Member, session: Session, offers: &'static [&'static str]) -> Agent {
         let (sender, events) = mpsc::channel(crate::membership::io::MAX_EVENTS);
-        let stop = CancellationToken::new();
+        let (stop, handle, trust) = (CancellationToken::new(), session.handle(), member.trust.clone());
+        // What an agent does: it enforces a list, and says so.
+        let (forward, mut happened) = mpsc::channel(crate::membership::io::MAX_EVENTS);
+        tokio::spawn(async move {
+            while let Some(event) = happened.recv().await {
+                if matches!(event, Event::RevocationsChanged) {
+                    handle.acknowledge(trust.current().revocation_number());
+                }
+                let _ = sender.send(event).await;
+            }
+        });
         let sources = Sources {
             record: Box::new(move || Some(record(&member, offers))),
             capabilities: Box::new(|| json!({"cpu_cores": 4}).as_object().unwrap().clone()),
             dht_port: Some(8468),
         };
-        let running = tokio::spawn(session.run(sources, sender, stop.clone()));
+        let running = tokio::spawn(session.run(sources, forward, stop.clone()));
         Agent { events: tokio::sync::Mutex::new(events), stop, running }
     }
 

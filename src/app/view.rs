@@ -1,7 +1,7 @@
 //! What the agent knows of itself, for people and programs: the socket, `/health`, `/stats` and `/metrics`.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{
         Arc,
@@ -12,9 +12,9 @@ use std::{
 
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
-use wiremesh_certs::{NodeName, OverlayIp, ServiceName, TrustStore};
+use wiremesh_certs::{GroupName, NodeName, OverlayIp, Rule, ServiceName, Trust, TrustStore};
 
-use super::{copies::Copied, glue::Recorder, metrics};
+use super::{copies::Copied, glue::Recorder, metrics, standing::Standing};
 use crate::{
     clock, directory, membership,
     overlay::{self, ping::PingFailed, ping::Pong},
@@ -25,8 +25,6 @@ use crate::{
 const HEARD_LATELY: Duration = Duration::from_secs(60);
 /// So long without a coordinator and the agent calls itself degraded: three heartbeats.
 const COORDINATOR_MISSED_AFTER: Duration = Duration::from_secs(30);
-/// With less than this share of its life left a certificate should have been renewed long ago.
-const CERTIFICATE_LATE_BELOW: f64 = 0.25;
 
 /// The handles of all parts, to look at.
 pub struct View {
@@ -60,10 +58,13 @@ impl View {
         let overlay = self.overlay_status().await;
         let dht = self.directory.status();
         let coordinator = self.membership.status();
+        let trust = self.trust.current();
+        let standing = Standing::of(&own, &trust, unix);
+        let authority = trust.authorities().iter().find(|known| known.fingerprint() == own.authority());
         json!({
             "name": own.name(),
             "id": own.id(),
-            "mesh": self.trust.current().mesh(),
+            "mesh": trust.mesh(),
             "version": env!("CARGO_PKG_VERSION"),
             "state": self.state().as_str(),
             "troubles": self.troubles(),
@@ -77,6 +78,28 @@ impl View {
                 "not_after": own.not_after().to_string(),
                 "ends_in_secs": end.saturating_sub(unix.0),
                 "used_percent": (unix.0.saturating_sub(begin) * 100 / life).min(100),
+                "standing": standing.as_str(),
+                "renew_at": coordinator.renew_at.to_string(),
+                "renew_in_secs": coordinator.renew_at.0.saturating_sub(unix.0),
+                "renew_why": coordinator.renew_why,
+                "without_coordinator_until": own.not_after().to_string(),
+            },
+            "authority": {
+                "fingerprint": own.authority(),
+                "is_replaced": matches!(standing, Standing::Replaced | Standing::Retired),
+                "successor": Some(trust.authority().fingerprint()).filter(|first| *first != own.authority()),
+                "not_after": authority.map(|authority| authority.not_after().to_string()),
+                "ends_in_secs": authority.map(|authority| authority.not_after().0.saturating_sub(unix.0)),
+                "believed": trust.authorities().len(),
+            },
+            "list": {
+                "number": trust.revocation_number(),
+                "enforced": *self.membership.enforced().borrow(),
+                "confirmed_secs_ago": coordinator.last_contact_age(now).map(|age| age.as_secs()),
+            },
+            "clock": {
+                "ahead_secs": coordinator.clock.map(|offset| offset.seconds),
+                "wrong": coordinator.clock.is_some_and(|offset| offset.is_wrong()),
             },
             "overlay": overlay.as_ref().map(|overlay| json!({
                 "interface": overlay.interface,
@@ -120,8 +143,9 @@ impl View {
                 "rotate_at": coordinator.rotate_at.map(|at| at.to_string()),
                 "copied": self.copied(),
             },
-            "revocation_number": self.trust.current().revocation_number(),
+            "revocation_number": trust.revocation_number(),
             "services": self.own_services(),
+            "policy": self.policy(),
             "api": { "listen": self.listen, "ingress": self.ingress },
         })
     }
@@ -201,7 +225,19 @@ impl View {
         let mut registry = Registry::default();
         self.router.counters().register(&mut registry);
         self.recorder.services.register(&mut registry);
-        metrics::register_agent(&mut registry, self.recorder.author.own().not_after(), self.recorder.services.load());
+        let (own, trust) = (self.recorder.author.own(), self.trust.current());
+        let authority = trust.authorities().iter().find(|authority| authority.fingerprint() == own.authority());
+        let enforced = *self.membership.enforced().borrow();
+        metrics::register_agent(&mut registry, self.recorder.services.load());
+        metrics::register_lease(
+            &mut registry,
+            &metrics::Lease {
+                ends: own.not_after(),
+                authority_ends: authority.map(|authority| authority.not_after()),
+                membership: self.membership.status(),
+                enforced,
+            },
+        );
         metrics::register_directory(&mut registry, &self.directory.status());
         if let Some(overlay) = self.overlay_status().await {
             metrics::register_overlay(&mut registry, &overlay);
@@ -222,38 +258,39 @@ impl View {
     /// What is not as it should be, in words.
     fn troubles(&self) -> Vec<String> {
         let mut troubles = Vec::new();
-        let own = self.recorder.author.own();
-        let unix = clock::unix();
-        if self.trust.current().is_revoked(&own) {
-            troubles.push("our certificate is revoked: nobody talks to us; join again with a new token".to_owned());
-        } else if self.membership.status().is_revoked {
+        let (own, unix, membership) = (self.recorder.author.own(), clock::unix(), self.membership.status());
+        if let Some(offset) = membership.clock.filter(|offset| offset.is_wrong()) {
+            troubles.push(format!(
+                "this machine's clock is {offset} the coordinator's: set it; until then its records and proofs are refused, \
+                 so that others do not find it and it cannot renew"
+            ));
+        }
+        let standing = Standing::of(&own, &self.trust.current(), unix);
+        if membership.is_revoked && standing != Standing::Revoked {
             troubles.push(
                 "the coordinator refuses us because our certificate is revoked; if these are keys from before a change \
                  of keys, put the present ones back, else join again with a new token"
                     .to_owned(),
             );
-        } else if !own.is_valid_at(unix) {
-            troubles.push(format!(
-                "our certificate is valid from {} to {}, and it is {unix}",
-                own.not_before(),
-                own.not_after()
-            ));
-        } else {
-            let life = own.not_after().saturating_since(own.not_before()).as_secs_f64();
-            let left = own.not_after().saturating_since(unix).as_secs_f64();
-            if left < life * CERTIFICATE_LATE_BELOW {
-                troubles.push("our certificate could not be renewed in time; is the coordinator reachable?".to_owned());
-            }
         }
+        troubles.extend(standing.trouble(&own, unix));
         let now = clock::now();
-        let heard = self.membership.status().last_contact.unwrap_or(self.started_at);
+        let heard = membership.last_contact.unwrap_or(self.started_at);
         if now.saturating_duration_since(heard) > COORDINATOR_MISSED_AFTER {
             troubles.push("no coordinator answers: joining, renewing and revoking wait, the rest goes on".to_owned());
         }
         troubles.extend(self.copied().map(|copied| copied.trouble(own.name(), unix)));
         let offered = self.recorder.services.offered();
-        for service in self.recorder.services.configured().filter(|service| !offered.contains(service)) {
-            troubles.push(format!("{service} is not offered: its upstream fails the health check"));
+        let trust = self.trust.current();
+        for service in self.recorder.services.configured() {
+            if !own.services().allows(service) {
+                troubles.push(format!("{service} is not offered: our certificate does not allow it"));
+            } else if !trust.may_offer(&own, service) {
+                let groups = groups(rule(&trust, service).offer.as_ref());
+                troubles.push(format!("{service} is not offered: the mesh's policy leaves it to {groups}"));
+            } else if !offered.contains(service) {
+                troubles.push(format!("{service} is not offered: its upstream fails the health check"));
+            }
         }
         if self.recorder.leaving.load(Ordering::Relaxed) {
             troubles.push("draining: services of this node take no new requests".to_owned());
@@ -265,6 +302,21 @@ impl View {
     fn copied(&self) -> Option<Copied> {
         let by_coordinator = self.membership.status().copied.map(Copied::from);
         by_coordinator.or_else(|| self.recorder.author.copied(clock::unix()))
+    }
+
+    /// What the mesh's policy says about the services of this node.
+    fn policy(&self) -> Value {
+        let (trust, own) = (self.trust.current(), self.recorder.author.own());
+        let row = |service: &ServiceName| {
+            let rule = rule(&trust, service);
+            json!({
+                "service": service,
+                "may_offer": trust.may_offer(&own, service),
+                "offered_by": rule.offer,
+                "called_by": rule.call,
+            })
+        };
+        self.recorder.services.configured().map(row).collect()
     }
 
     fn own_services(&self) -> Vec<Value> {
@@ -298,6 +350,21 @@ impl View {
     }
 }
 
-fn heard_lately(peer: &overlay::PeerStatus) -> bool {
+fn rule<'a>(trust: &'a Trust, service: &ServiceName) -> &'a Rule {
+    let policy = &trust.revocations().policy;
+    policy.services.get(service).unwrap_or(&policy.otherwise)
+}
+
+/// Who is meant by one side of a rule.
+fn groups(of: Option<&BTreeSet<GroupName>>) -> String {
+    match of {
+        None => "every member".to_owned(),
+        Some(groups) if groups.is_empty() => "nobody".to_owned(),
+        Some(groups) => groups.iter().map(|group| format!("the group {group}")).collect::<Vec<_>>().join(" or "),
+    }
+}
+
+/// Whether a peer was heard in the last minute.
+pub fn heard_lately(peer: &overlay::PeerStatus) -> bool {
     peer.heard_secs_ago.is_some_and(|age| age < HEARD_LATELY.as_secs_f64())
 }

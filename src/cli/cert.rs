@@ -4,11 +4,11 @@ use std::{io, process::ExitCode};
 
 use super::{
     failure::{self, Failure},
-    revoke, runtime,
+    renew, revoke, runtime,
 };
 use crate::clock;
 
-/// Makes and inspects certificates without a coordinator, and revokes them with one
+/// Makes and inspects certificates without a coordinator, renews and revokes them with one
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:  wiremesh cert print /var/lib/wiremesh/node.crt
 
@@ -23,6 +23,7 @@ enum Command {
     #[command(flatten)]
     Shared(wiremesh_certs::cli::Command),
     Revoke(revoke::Args),
+    Renew(renew::Args),
 }
 
 /// Runs it, and says what the process is to end with.
@@ -31,6 +32,10 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         Command::Shared(command) => Ok(wiremesh_certs::cli::execute(command, clock::unix(), &mut rand::rng())),
         Command::Revoke(args) => {
             runtime()?.block_on(revoke::run(args, &mut io::stdout()))?;
+            Ok(ExitCode::from(failure::DONE))
+        }
+        Command::Renew(args) => {
+            runtime()?.block_on(renew::run(args, &mut io::stdout()))?;
             Ok(ExitCode::from(failure::DONE))
         }
     }

@@ -84,10 +84,22 @@ fn status(value: &Value) -> String {
     }
     let identity = &value["identity"];
     lines.push(format!(
-        "identity     {}, certificate ends in {} ({} % used)",
+        "identity     {}, certificate ends in {} ({} % used), is renewed in {}",
         text(&value["id"]).chars().take(8).collect::<String>(),
         age(&identity["ends_in_secs"]),
         identity["used_percent"],
+        age(&identity["renew_in_secs"]),
+    ));
+    let (authority, list) = (&value["authority"], &value["list"]);
+    lines.push(format!(
+        "authority    {}{}, list {} in force here, last word from a coordinator {}",
+        text(&authority["fingerprint"]).chars().take(8).collect::<String>(),
+        match authority["successor"].as_str() {
+            Some(successor) => format!(" (being replaced by {})", successor.chars().take(8).collect::<String>()),
+            None => format!(", ends in {}", age(&authority["ends_in_secs"])),
+        },
+        list["enforced"],
+        ago(&list["confirmed_secs_ago"]),
     ));
     let overlay = &value["overlay"];
     lines.push(match overlay.is_null() {
@@ -230,6 +242,23 @@ mod tests {
         let table = table(&["A", "LONG"], vec![vec!["worker-1".into(), "x".into()]]);
 
         assert_eq!(table, "A         LONG\nworker-1  x\n");
+    }
+
+    #[test]
+    fn the_end_of_the_certificate_and_of_its_authority_are_forecast() {
+        let identity = json!({"ends_in_secs": 273_600, "used_percent": 55, "renew_in_secs": 3_725});
+        let mut value = json!({
+            "id": "4f0c6a7e1d9b4235", "identity": identity, "list": {"enforced": 7, "confirmed_secs_ago": 3},
+            "authority": {"fingerprint": "a1b2c3d4e5f6", "ends_in_secs": 86_400, "successor": null},
+        });
+
+        let text = status(&value);
+        assert!(text.contains("4f0c6a7e, certificate ends in 3 d 4 h (55 % used), is renewed in 1 h 2 min"), "{text}");
+        let expected = "a1b2c3d4, ends in 1 d, list 7 in force here, last word from a coordinator 3 s ago";
+        assert!(text.contains(expected), "{text}");
+
+        value["authority"]["successor"] = json!("99887766aa");
+        assert!(status(&value).contains("a1b2c3d4 (being replaced by 99887766), list 7"), "{}", status(&value));
     }
 
     #[test]

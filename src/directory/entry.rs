@@ -60,9 +60,9 @@ impl Entry {
         self.0.payload.sequence
     }
 
-    /// Whether it offers this and its certificate allows that.
-    pub fn offers(&self, offer: &Offer) -> bool {
-        self.0.payload.offers(offer, self.0.by.services())
+    /// Whether it offers this, and its certificate and the mesh's policy let it.
+    pub fn offers(&self, offer: &Offer, trust: &Trust) -> bool {
+        self.0.payload.services_for(offer).any(|service| trust.may_offer(&self.0.by, service))
     }
 
     /// Whether its own date has passed: what it offers may be gone.
@@ -120,7 +120,7 @@ pub enum Rejected {
     /// The value is malformed or too large.
     #[error("not a value of this table")]
     BadValue,
-    /// Another node's address or name, another bucket, or a service that the certificate does not allow.
+    /// Another node's address or name, another bucket, or a service that certificate or policy do not let it offer.
     #[error("does not belong under this key")]
     WrongKey,
     /// A later record of the same signer is stored.
@@ -273,7 +273,8 @@ pub mod testing {
                 wg: WgPrivateKey::generate(&mut rng).public(),
                 name: NodeName::new(&format!("node-{n}")).unwrap(),
                 address: OverlayIp(IpAddr::from([127, 0, 10, n])),
-                groups: Vec::new(),
+                // Even ones are in a group that policies may name.
+                groups: if n % 2 == 0 { vec!["even".parse().unwrap()] } else { Vec::new() },
                 services,
                 lifetime,
             };

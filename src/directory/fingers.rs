@@ -10,6 +10,9 @@
 //!
 //! A worker whose own record has expired is not offered while anybody can be asked. If nobody can (the table and the
 //! coordinator both out of reach) the last workers known are offered, expired or not, rather than none.
+//!
+//! **Invariant:** nobody is in an answer whose certificate is revoked or over, or who may not offer what is asked for,
+//! however fresh the memory of it is: that is judged whenever an answer is made.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +20,7 @@ use std::{
 };
 
 use serde::Serialize;
-use wiremesh_certs::{NodeId, Offer, UnixTime};
+use wiremesh_certs::{NodeId, Offer, Trust, UnixTime};
 
 use super::entry::Entry;
 
@@ -29,6 +32,9 @@ pub const LIST_FRESH_FOR: Duration = Duration::from_secs(10);
 pub const MISSING_FOR: Duration = Duration::from_secs(5);
 /// A worker that failed is not brought back for so long by the very record that named it; by a later one at once.
 pub const FORGOTTEN_FOR: Duration = Duration::from_secs(30);
+/// After revocations or policy have changed, answers are asked for again as soon as if there were none: whoever may offer
+/// from then on says so itself within this time, once it has heard of it too.
+pub const SETTLES_WITHIN: Duration = Duration::from_secs(30);
 /// Workers of an answer this old are no longer offered, whatever else is out of reach.
 pub const USABLE_FOR: Duration = Duration::from_secs(3600);
 /// Services and models remembered; beyond it the one unused for longest is forgotten.
@@ -120,6 +126,8 @@ pub struct Counters {
 pub struct Fingers {
     offers: BTreeMap<Offer, Finger>,
     last_lookup: u64,
+    /// When it last changed who may offer what.
+    trust_changed_at: Option<Instant>,
     counters: Counters,
 }
 
@@ -138,15 +146,17 @@ struct Finger {
 
 impl Fingers {
     /// Somebody asks for `offer`.
-    pub fn ask(&mut self, offer: &Offer, unix: UnixTime, now: Instant) -> Asked {
+    pub fn ask(&mut self, offer: &Offer, trust: &Trust, unix: UnixTime, now: Instant) -> Asked {
         if !self.offers.contains_key(offer) {
             self.make_room();
             self.offers.insert(offer.clone(), Finger::new(now));
         }
         let next = LookupId(self.last_lookup + 1);
+        let settles = self.trust_changed_at.is_some_and(|at| now.saturating_duration_since(at) < SETTLES_WITHIN);
+        let fresh_for = if settles { MISSING_FOR } else { fresh_for(offer) };
         let Some(finger) = self.offers.get_mut(offer) else { return Asked::Nobody };
         finger.used_at = now;
-        let asked = finger.ask(next, fresh_for(offer), unix, now);
+        let asked = finger.ask(next, fresh_for, &Judge { offer, trust, unix }, now);
         match &asked {
             Asked::Now(_, behind) => {
                 self.counters.cache_hits += 1;
@@ -168,29 +178,30 @@ impl Fingers {
         offer: &Offer,
         lookup: LookupId,
         outcome: Outcome,
+        trust: &Trust,
         unix: UnixTime,
         now: Instant,
     ) -> Option<Answer> {
         let finger = self.offers.get_mut(offer).filter(|finger| finger.pending == Some(lookup))?;
         finger.pending = None;
-        finger.on_outcome(offer, outcome, unix, now)
+        finger.on_outcome(outcome, &Judge { offer, trust, unix }, now)
     }
 
     /// More was heard after a lookup had been answered: another storer knew others.
-    pub fn on_more(&mut self, offer: &Offer, entries: &[Entry], unix: UnixTime, now: Instant) {
+    pub fn on_more(&mut self, offer: &Offer, entries: &[Entry], trust: &Trust, unix: UnixTime, now: Instant) {
         if let Some(finger) = self.offers.get_mut(offer).filter(|finger| finger.learnt_at.is_some()) {
-            finger.merge(offer, entries, unix, now);
+            finger.merge(entries, &Judge { offer, trust, unix }, now);
         }
     }
 
     /// A later record of some member was heard from elsewhere: an introduction, a heartbeat's answer.
-    pub fn observe(&mut self, entry: &Entry) {
+    pub fn observe(&mut self, entry: &Entry, trust: &Trust) {
         for (offer, finger) in &mut self.offers {
             let Some(worker) = finger.workers.get_mut(&entry.id()).filter(|known| known.sequence() < entry.sequence())
             else {
                 continue;
             };
-            if entry.offers(offer) {
+            if entry.offers(offer, trust) {
                 *worker = entry.clone();
             } else {
                 finger.workers.remove(&entry.id());
@@ -209,11 +220,17 @@ impl Fingers {
         }
     }
 
-    /// Takes whoever `is_believed` refuses out of every answer: a certificate was revoked.
-    pub fn retain(&mut self, is_believed: impl Fn(&Entry) -> bool) {
-        for finger in self.offers.values_mut() {
-            finger.workers.retain(|_, entry| is_believed(entry));
+    /// Forgets who may be in no answer any longer.
+    pub fn sweep(&mut self, trust: &Trust, unix: UnixTime) {
+        for (offer, finger) in &mut self.offers {
+            let judge = Judge { offer, trust, unix };
+            finger.workers.retain(|_, entry| judge.admits(entry));
         }
+    }
+
+    /// Revocations or policy have changed: others may offer from now on.
+    pub fn on_trust_changed(&mut self, now: Instant) {
+        self.trust_changed_at = Some(now);
     }
 
     /// A lookup for a waiting question goes to `source`.
@@ -244,6 +261,23 @@ impl Fingers {
     }
 }
 
+/// Decides who may be in an answer.
+struct Judge<'a> {
+    offer: &'a Offer,
+    trust: &'a Trust,
+    unix: UnixTime,
+}
+
+impl Judge<'_> {
+    fn admits(&self, entry: &Entry) -> bool {
+        entry.is_believed(self.trust, self.unix) && entry.offers(self.offer, self.trust)
+    }
+
+    fn admits_fresh(&self, entry: &Entry) -> bool {
+        !entry.is_expired(self.unix) && self.admits(entry)
+    }
+}
+
 impl Finger {
     fn new(now: Instant) -> Finger {
         Finger {
@@ -256,10 +290,10 @@ impl Finger {
         }
     }
 
-    fn ask(&mut self, next: LookupId, fresh_for: Duration, unix: UnixTime, now: Instant) -> Asked {
+    fn ask(&mut self, next: LookupId, fresh_for: Duration, judge: &Judge<'_>, now: Instant) -> Asked {
         let may_look = self.not_before.is_none_or(|not_before| not_before <= now);
         let age = self.learnt_at.map(|at| now.saturating_duration_since(at));
-        if let Some(answer) = self.answer(Source::Cache, now, |entry| !entry.is_expired(unix)) {
+        if let Some(answer) = self.answer(Source::Cache, now, |entry| judge.admits_fresh(entry)) {
             let behind = age.is_none_or(|age| age >= fresh_for) && may_look && self.pending.is_none();
             self.pending = if behind { Some(next) } else { self.pending };
             return Asked::Now(answer, behind.then_some(next));
@@ -270,34 +304,34 @@ impl Finger {
                 self.pending = Some(next);
                 Asked::Look(next)
             }
-            None => match self.last_known(now) {
+            None => match self.last_known(judge, now) {
                 Some(answer) => Asked::Now(answer, None),
                 None => Asked::Nobody,
             },
         }
     }
 
-    fn on_outcome(&mut self, offer: &Offer, outcome: Outcome, unix: UnixTime, now: Instant) -> Option<Answer> {
+    fn on_outcome(&mut self, outcome: Outcome, judge: &Judge<'_>, now: Instant) -> Option<Answer> {
         self.not_before = Some(now + MISSING_FOR);
         match outcome {
             Outcome::Found(entries, source) => {
-                self.workers.retain(|_, entry| !entry.is_expired(unix));
-                if self.merge(offer, &entries, unix, now) {
+                self.workers.retain(|_, entry| !entry.is_expired(judge.unix));
+                if self.merge(&entries, judge, now) {
                     self.learnt_at = Some(now);
                     self.not_before = None;
                 }
-                self.answer(source, now, |_| true)
+                self.answer(source, now, |entry| judge.admits(entry))
             }
             Outcome::Nobody => {
-                self.workers.retain(|_, entry| !entry.is_expired(unix));
-                self.answer(Source::Cache, now, |_| true)
+                self.workers.retain(|_, entry| !entry.is_expired(judge.unix));
+                self.answer(Source::Cache, now, |entry| judge.admits(entry))
             }
-            Outcome::Unreachable => self.last_known(now),
+            Outcome::Unreachable => self.last_known(judge, now),
         }
     }
 
     /// Takes in what was heard. True if it named a worker that can be offered.
-    fn merge(&mut self, offer: &Offer, entries: &[Entry], unix: UnixTime, now: Instant) -> bool {
+    fn merge(&mut self, entries: &[Entry], judge: &Judge<'_>, now: Instant) -> bool {
         let mut found = false;
         let mut in_order: Vec<&Entry> = entries.iter().collect();
         in_order.sort_by_key(|entry| entry.sequence());
@@ -311,9 +345,9 @@ impl Finger {
                 .forgotten
                 .get(&entry.id())
                 .is_some_and(|(sequence, until)| now < *until && entry.sequence() <= *sequence);
-            if !entry.offers(offer) {
+            if !judge.admits(entry) {
                 self.workers.remove(&entry.id());
-            } else if !failed && !entry.is_expired(unix) {
+            } else if !failed && !entry.is_expired(judge.unix) {
                 self.workers.insert(entry.id(), entry.clone());
                 found = true;
             }
@@ -326,9 +360,9 @@ impl Finger {
     }
 
     /// The last workers known, expired or not: for when nobody can be asked.
-    fn last_known(&self, now: Instant) -> Option<Answer> {
+    fn last_known(&self, judge: &Judge<'_>, now: Instant) -> Option<Answer> {
         self.learnt_at.filter(|at| now.saturating_duration_since(*at) < USABLE_FOR)?;
-        self.answer(Source::Cache, now, |_| true)
+        self.answer(Source::Cache, now, |entry| judge.admits(entry))
     }
 
     fn answer(&self, source: Source, now: Instant, offered: impl Fn(&Entry) -> bool) -> Option<Answer> {

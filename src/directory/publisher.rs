@@ -205,7 +205,7 @@ impl Publisher {
     /// Address, name, the first bucket of each service and model and, for a large one, its bucket among many.
     fn keys_of(&self, entry: &Entry) -> Vec<Key> {
         let mut keys = vec![Key::Address(entry.address()), Key::Name(entry.name().clone())];
-        for offer in entry.record().claimed().into_iter().filter(|offer| entry.offers(offer)) {
+        for offer in entry.record().claimed() {
             let bits = self.spread.bits(&offer);
             if bits > 0 {
                 keys.push(Key::of_worker(offer.clone(), bits, &entry.id()));
@@ -251,7 +251,7 @@ fn says_the_same_place(one: &Entry, other: &Entry) -> bool {
 }
 
 fn offers_no_more(key: &Key, entry: &Entry) -> bool {
-    matches!(key, Key::Offer { offer, .. } if !entry.offers(offer))
+    matches!(key, Key::Offer { offer, .. } if !entry.record().claims(offer))
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ impl Store {
         let (mut stored, mut rejected) = (Vec::new(), None);
         for record in records {
             let opened = opener.open(&record, trust, now);
-            match opened.and_then(|entry| self.put_entry(&key, entry.clone(), now).map(|()| entry)) {
+            match opened.and_then(|entry| self.put_entry(&key, entry.clone(), trust, now).map(|()| entry)) {
                 Ok(entry) => stored.push(entry),
                 Err(why) => rejected = rejected.or(Some(why)),
             }
@@ -60,8 +60,8 @@ impl Store {
     }
 
     /// Stores one believed entry under `key`.
-    pub fn put_entry(&mut self, key: &Key, entry: Entry, now: UnixTime) -> Result<(), Rejected> {
-        check(key, &entry, now)?;
+    pub fn put_entry(&mut self, key: &Key, entry: Entry, trust: &Trust, now: UnixTime) -> Result<(), Rejected> {
+        check(key, &entry, trust, now)?;
         let signer = entry.id();
         let held = self.keys.get(key).and_then(|entries| entries.get(&signer));
         if let Some(held) = held {
@@ -80,12 +80,12 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets what has expired, ended or been revoked.
+    /// Forgets what has expired, ended or been revoked, and what its signer may no longer offer.
     pub fn sweep(&mut self, trust: &Trust, now: UnixTime) {
         let mut gone = Vec::new();
         self.keys.retain(|key, entries| {
             entries.retain(|signer, entry| {
-                let stays = !entry.is_over(key, now) && entry.is_believed(trust, now);
+                let stays = entry.is_believed(trust, now) && check(key, entry, trust, now).is_ok();
                 if !stays {
                     gone.push(*signer);
                 }
@@ -99,10 +99,11 @@ impl Store {
     }
 
     /// The live entries under `key`, newest first, as a value. A withdrawal is among them: a reader that also hears an
-    /// older word of that signer then knows which is right.
-    pub fn get(&self, key: &[u8], now: UnixTime) -> Option<Vec<u8>> {
+    /// older word of that signer then knows which is right. What was revoked since it was stored is not.
+    pub fn get(&self, key: &[u8], trust: &Trust, now: UnixTime) -> Option<Vec<u8>> {
         let key = Key::from_bytes(key)?;
-        let mut live: Vec<&Entry> = self.keys.get(&key)?.values().filter(|entry| !entry.is_over(&key, now)).collect();
+        let is_live = |entry: &&Entry| entry.is_believed(trust, now) && check(&key, entry, trust, now).is_ok();
+        let mut live: Vec<&Entry> = self.keys.get(&key)?.values().filter(is_live).collect();
         live.sort_by_key(|entry| std::cmp::Reverse(entry.sequence()));
         (!live.is_empty()).then(|| value::encode(live.into_iter().map(Entry::signed)))
     }
@@ -157,13 +158,13 @@ impl Store {
 }
 
 /// What storer and reader both ask of an entry under a key.
-pub fn check(key: &Key, entry: &Entry, now: UnixTime) -> Result<(), Rejected> {
+pub fn check(key: &Key, entry: &Entry, trust: &Trust, now: UnixTime) -> Result<(), Rejected> {
     if !entry.belongs_under(key) {
         return Err(Rejected::WrongKey);
     }
     if let Key::Offer { offer, .. } = key
         && entry.record().claims(offer)
-        && !entry.offers(offer)
+        && !entry.offers(offer, trust)
     {
         return Err(Rejected::WrongKey);
     }
@@ -182,7 +183,7 @@ fn is_withdrawal(key: &Key, entry: &Entry) -> bool {
 mod tests {
     use std::time::Duration;
 
-    use wiremesh_certs::{ModelTag, Offer, RevocationList, ServiceName};
+    use wiremesh_certs::{ModelTag, Offer, Policy, RevocationList, Rule, ServiceName};
 
     use super::*;
     use crate::directory::{
@@ -200,7 +201,7 @@ mod tests {
         let late = store.put(&mesh, &node.offering(&["ocr"], 2));
 
         assert!(matches!(late, Err(Rejected::Superseded)));
-        assert_eq!(store.sequences("ocr", T0), [Mesh::sequence(3)]);
+        assert_eq!(store.sequences(&mesh, "ocr", T0), [Mesh::sequence(3)]);
     }
 
     #[test]
@@ -211,7 +212,7 @@ mod tests {
             store.put(&mesh, &mesh.node(n).offering(&["ocr"], u64::from(n))).unwrap();
         }
 
-        assert_eq!(store.sequences("ocr", T0).len(), 5);
+        assert_eq!(store.sequences(&mesh, "ocr", T0).len(), 5);
     }
 
     #[test]
@@ -220,7 +221,7 @@ mod tests {
         store.put(&mesh, &mesh.node(1).offering(&["ocr"], 1)).unwrap();
         let after = T0.plus(LIFE + Duration::from_secs(1));
 
-        assert_eq!(store.sequences("ocr", after), [0u64; 0]);
+        assert_eq!(store.sequences(&mesh, "ocr", after), [0u64; 0]);
         store.store.sweep(&mesh.trust(), after);
 
         assert_eq!((store.store.len(), store.store.keys()), (0, 0));
@@ -237,7 +238,7 @@ mod tests {
         let again = store.put(&mesh, &node.offering(&["ocr"], 1));
 
         assert!(matches!(again, Err(Rejected::Superseded)));
-        assert_eq!(store.sequences("ocr", T0), [Mesh::sequence(2)]);
+        assert_eq!(store.sequences(&mesh, "ocr", T0), [Mesh::sequence(2)]);
     }
 
     #[test]
@@ -286,10 +287,31 @@ mod tests {
             serials: [entry.verified().serial()].into(),
             ..RevocationList::default()
         });
+        assert_eq!(store.sequences(&mesh, "ocr", T0), [0u64; 0], "nobody is told of it, swept or not");
         store.store.sweep(&mesh.trust(), T0);
 
         assert_eq!(store.store.len(), 0);
         assert!(store.put(&mesh, &entry).is_err());
+    }
+
+    #[test]
+    fn what_a_signer_may_not_offer_by_policy_is_neither_stored_nor_told() {
+        let (mesh, mut store) = (Mesh::new(), Stored::default());
+        let (even, odd) = (mesh.node(2).offering(&["ocr"], 1), mesh.node(1).offering(&["ocr"], 2));
+        store.put(&mesh, &odd).unwrap();
+        let only_even = Rule { offer: Some(["even".parse().unwrap()].into()), call: None };
+
+        mesh.revoke(RevocationList {
+            number: 1,
+            policy: Policy { services: [("ocr".parse().unwrap(), only_even)].into(), ..Policy::default() },
+            ..RevocationList::default()
+        });
+
+        assert_eq!(store.sequences(&mesh, "ocr", T0), [0u64; 0]);
+        assert!(matches!(store.put(&mesh, &odd), Err(Rejected::WrongKey)));
+        store.put(&mesh, &even).unwrap();
+        store.store.sweep(&mesh.trust(), T0);
+        assert_eq!((store.sequences(&mesh, "ocr", T0), store.store.len()), (vec![Mesh::sequence(1)], 1));
     }
 
     #[test]
@@ -357,8 +379,8 @@ mod tests {
             self.store.put(&key.to_bytes(), &encode([entry.signed()]), &mut self.opener, &mesh.trust(), T0).map(drop)
         }
 
-        fn sequences(&mut self, service: &str, now: UnixTime) -> Vec<u64> {
-            let value = self.store.get(&key(service).to_bytes(), now);
+        fn sequences(&mut self, mesh: &Mesh, service: &str, now: UnixTime) -> Vec<u64> {
+            let value = self.store.get(&key(service).to_bytes(), &mesh.trust(), now);
             let read = value.map(|value| decode(&value).unwrap()).unwrap_or_default();
             let mesh_records = read.iter().map(|signed| {
                 self.store

@@ -62,6 +62,18 @@ impl Heartbeat {
         }
     }
 
+    /// Something waits for our word: say it now.
+    pub fn hurry(&mut self, now: Instant) {
+        if self.backoff.failures() == 0 {
+            self.next_at = self.next_at.min(now);
+        }
+    }
+
+    /// What made it fail is over.
+    pub fn retry(&mut self, now: Instant) {
+        self.next_at = self.next_at.min(now);
+    }
+
     /// When the next is due, and why.
     pub fn poll_timeout(&self) -> (Instant, &'static str) {
         match self.backoff.failures() {
@@ -187,6 +199,23 @@ mod tests {
         assert_eq!(heartbeat.failures(), 0);
         heartbeat.hasten(t0);
         assert!(heartbeat.poll_timeout().0 - t0 < MIN_INTERVAL);
+    }
+
+    #[test]
+    fn an_acknowledgement_does_not_wait_but_a_coordinator_that_is_down_is_not_hammered() {
+        let t0 = clock::now();
+        let mut heartbeat = Heartbeat::new(1, t0);
+        heartbeat.on_answer(DEFAULT_INTERVAL, t0);
+
+        heartbeat.hurry(t0);
+        assert_eq!(heartbeat.poll_timeout().0, t0);
+
+        heartbeat.on_failure(t0);
+        let wait = heartbeat.poll_timeout().0;
+        heartbeat.hurry(t0);
+        assert_eq!(heartbeat.poll_timeout().0, wait);
+        heartbeat.retry(t0);
+        assert_eq!(heartbeat.poll_timeout().0, t0);
     }
 
     #[test]

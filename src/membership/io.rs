@@ -2,15 +2,20 @@
 
 mod client;
 mod disk;
+mod handle;
 mod http;
 mod join;
+mod list;
 mod pin;
 mod rekey;
+mod renewing;
 mod session;
 
 pub use client::Client;
+pub use handle::{Event, Handle, MAX_EVENTS, NotRenewed, Sources, Status};
 pub use http::{ClientError, EXCHANGE_TIMEOUT};
 pub use join::{JoinRefused, Member, Settings, load_or_join};
+pub use list::Offered;
 pub use pin::WrongCoordinator;
 pub use rekey::{NextKeys, RotateFailed};
-pub use session::{Event, FAREWELL, Handle, MAX_EVENTS, SEEDS_EVERY, Session, Sources, Status};
+pub use session::{FAREWELL, SEEDS_EVERY, Session};

@@ -1,13 +1,14 @@
 //! What a machine asks for when it joins, and whether it may believe the answer.
 //!
 //! The token names the authority by its fingerprint. Everything in the answer hangs on that: the authority's
-//! certificate, our chain below it, and in our chain our own keys and name.
+//! certificate, the list that leads from it to those that are believed at present, our chain below one of them, and in our
+//! chain our own keys and name.
 
 use std::fmt;
 
 use wiremesh_certs::{
     BadRequest, CaCertificate, CertificateRequest, Chain, Fingerprint, IdentityKey, JoinToken, MeshName, NodeId,
-    NodeName, OverlayIp, Refused, Trust, UnixTime, Verified, WgPrivateKey, WgPublicKey,
+    NodeName, OverlayIp, Refused, Renewable, Trust, UnixTime, Verified, WgPrivateKey, WgPublicKey,
 };
 
 use crate::api::{EnrollRequest, EnrollResponse, Secret};
@@ -43,9 +44,9 @@ pub enum BadAnswer {
     #[error("the coordinator's answer has no authority in it: {0}")]
     Authority(String),
     /// Another authority than the token's.
-    #[error("the coordinator's answer names another authority ({given}) than the join token ({wanted})")]
+    #[error("the coordinator's answer names other authorities ({given}, …) than the join token ({wanted})")]
     AnotherAuthority {
-        /// In the answer.
+        /// The first in the answer.
         given: Fingerprint,
         /// In the token.
         wanted: Fingerprint,
@@ -93,11 +94,16 @@ pub fn request(
 
 /// Checks an answer from end to end.
 pub fn accept(answer: &EnrollResponse, expected: &Expected, now: UnixTime) -> Result<Accepted, BadAnswer> {
-    let authority =
-        CaCertificate::from_pem(&answer.authority).map_err(|error| BadAnswer::Authority(error.to_string()))?;
-    if authority.fingerprint() != expected.authority {
-        return Err(BadAnswer::AnotherAuthority { given: authority.fingerprint(), wanted: expected.authority });
-    }
+    let authorities =
+        CaCertificate::bundle_from_pem(&answer.authority).map_err(|error| BadAnswer::Authority(error.to_string()))?;
+    // Of all roots that the mesh ever had, the one in the token is believed for the token's sake, and the others for its.
+    let pinned = authorities.iter().find(|authority| authority.fingerprint() == expected.authority);
+    let Some(authority) = pinned.cloned() else {
+        return Err(match authorities.first() {
+            Some(first) => BadAnswer::AnotherAuthority { given: first.fingerprint(), wanted: expected.authority },
+            None => BadAnswer::Authority("none".to_owned()),
+        });
+    };
     if *authority.mesh() != expected.mesh {
         return Err(BadAnswer::AnotherMesh { given: authority.mesh().clone(), wanted: expected.mesh.clone() });
     }
@@ -111,10 +117,33 @@ pub fn accept(answer: &EnrollResponse, expected: &Expected, now: UnixTime) -> Re
     Ok(Accepted { trust, verified })
 }
 
+/// What a renewed certificate must say as the one before did.
+#[derive(Clone, Debug)]
+pub struct Unchanged {
+    identity: NodeId,
+    wg: WgPublicKey,
+    name: NodeName,
+    address: OverlayIp,
+}
+
+impl From<&Verified> for Unchanged {
+    fn from(before: &Verified) -> Unchanged {
+        let (identity, wg, name, address) = (before.id(), before.wg(), before.name().clone(), before.address());
+        Unchanged { identity, wg, name, address }
+    }
+}
+
+impl From<&Renewable> for Unchanged {
+    fn from(before: &Renewable) -> Unchanged {
+        let (identity, wg, name, address) = (before.id(), before.wg(), before.name().clone(), before.address());
+        Unchanged { identity, wg, name, address }
+    }
+}
+
 /// Checks a renewed certificate: the same identity, keys, name and address.
-pub fn accept_renewed(trust: &Trust, pem: &str, before: &Verified, now: UnixTime) -> Result<Verified, BadAnswer> {
-    let verified = ours(trust, pem, before.id(), before.wg(), before.name(), now)?;
-    same::<OverlayIp>("overlay address", &verified.address(), &before.address())?;
+pub fn accept_renewed(trust: &Trust, pem: &str, before: &Unchanged, now: UnixTime) -> Result<Verified, BadAnswer> {
+    let verified = ours(trust, pem, before.identity, before.wg, &before.name, now)?;
+    same::<OverlayIp>("overlay address", &verified.address(), &before.address)?;
     Ok(verified)
 }
 
@@ -216,6 +245,40 @@ mod tests {
         let accepted = accept(&answer, &case.expected, NOW).unwrap();
 
         assert_eq!(accepted.verified.id(), case.expected.identity);
+    }
+
+    #[test]
+    fn a_token_of_the_meshs_first_authority_leads_to_its_present_one() {
+        let mut case = case();
+        let old = std::mem::replace(&mut case.authority, self::case().authority);
+        let mut rng = StdRng::seed_from_u64(7);
+        let parameters = CaParameters {
+            mesh: MeshName::new("lab").unwrap(),
+            network: "10.42.0.0/16".parse().unwrap(),
+            lifetime: Duration::from_secs(86_400),
+        };
+        case.authority = Authority::create(&parameters, NOW, &mut rng).unwrap();
+        let new = case.authority.certificate().clone();
+        let cross = old.cross_sign(&new, NOW, &mut rng).unwrap();
+        let list = RevocationList {
+            number: 3,
+            authorities: vec![new.der().to_vec()],
+            crosses: vec![cross.der().to_vec()],
+            ..RevocationList::default()
+        };
+        let list = case.authority.sign_revocations(&list).unwrap();
+        let both = CaCertificate::bundle_to_pem(&[new.clone(), old.certificate().clone()]);
+        let honest = case.answer(&case.claims.clone());
+        let answer = EnrollResponse { authority: both, revocations: Some(list), ..honest.clone() };
+
+        let accepted = accept(&answer, &case.expected, NOW).unwrap();
+
+        assert_eq!(accepted.trust.authorities(), std::slice::from_ref(&new));
+        assert_eq!(accepted.verified.authority(), new.fingerprint());
+        // The present one alone is not the one that the token pins, and without the list nothing leads to it.
+        assert!(matches!(accept(&honest, &case.expected, NOW), Err(BadAnswer::AnotherAuthority { .. })));
+        let without = EnrollResponse { revocations: None, ..answer };
+        assert!(matches!(accept(&without, &case.expected, NOW), Err(BadAnswer::Refused(_))));
     }
 
     #[test]

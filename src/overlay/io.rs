@@ -154,8 +154,9 @@ pub async fn start(settings: Settings, tasks: &Tasks) -> anyhow::Result<(Handle,
     let closing = Arc::clone(&udp);
     tasks.spawn("overlay-links", |stop| watching.run(links, place_sender, stop, move || closing.close()));
     let outside = Outside { tun, udp, asides, commands, events: events_sender, place: place.clone() };
+    let handle = Handle::new(commands_sender, place, overlay.shared());
     tasks.spawn("overlay", |stop| run(overlay, outside, stop));
-    Ok((Handle::new(commands_sender, place), events))
+    Ok((handle, events))
 }
 
 /// Starts the threads that carry packets. What they leave to the loop.

@@ -195,10 +195,11 @@ impl Overlay {
         if let [Some(slot), Some(by_key), Some(by_address)] = holders
             && slot == by_key
             && slot == by_address
-            && let Some(mut peer) = self.peers.lock(slot)
         {
-            if peer.verified().is_some_and(|known| known.not_before() <= verified.not_before()) {
-                peer.source = PeerSource::Verified(verified.clone());
+            let known = self.peers.certificate(&verified.id());
+            if known.is_some_and(|known| known != verified && known.not_before() <= verified.not_before()) {
+                self.peers.renew(slot, verified);
+                self.publish();
             }
             return Ok(slot);
         }

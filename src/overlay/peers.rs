@@ -12,7 +12,7 @@ use std::{
 
 use ipnet::IpNet;
 use rand::{Rng, rngs::StdRng};
-use wiremesh_certs::{NodeId, OverlayIp, WgPublicKey};
+use wiremesh_certs::{NodeId, OverlayIp, Verified, WgPublicKey};
 
 use super::peer::{Peer, PeerSource};
 
@@ -42,6 +42,8 @@ pub struct Peers {
 struct Entry {
     /// What the peer calls us by.
     index: u32,
+    /// Why it is one, for whoever asks without keeping its packets waiting.
+    source: PeerSource,
     peer: Arc<Mutex<Peer>>,
 }
 
@@ -67,12 +69,19 @@ impl Peers {
         if let PeerSource::Verified(verified) = &peer.source {
             self.by_id.insert(verified.id(), slot);
         }
-        let entry = Some(Entry { index, peer: Arc::new(Mutex::new(peer)) });
+        let entry = Some(Entry { index, source: peer.source.clone(), peer: Arc::new(Mutex::new(peer)) });
         match self.slots.get_mut(free) {
             Some(place) => *place = entry,
             None => self.slots.push(entry),
         }
         Some(slot)
+    }
+
+    /// A peer has a later certificate.
+    pub fn renew(&mut self, slot: Slot, verified: &Verified) {
+        let Some(entry) = self.slots.get_mut(slot.0).and_then(Option::as_mut) else { return };
+        entry.source = PeerSource::Verified(verified.clone());
+        lock(&entry.peer).source = entry.source.clone();
     }
 
     /// Takes a peer out of this table. Snapshots taken before still have it.
@@ -93,6 +102,19 @@ impl Peers {
     /// Who has this overlay address.
     pub fn by_address(&self, address: OverlayIp) -> Option<Slot> {
         self.by_address.get(&address).copied()
+    }
+
+    /// Why there is a peer that may speak from this overlay address. None: nobody may.
+    pub fn whose(&self, address: OverlayIp) -> Option<&PeerSource> {
+        self.source(self.next_hop(address)?)
+    }
+
+    /// The certificate of the peer with this identity.
+    pub fn certificate(&self, id: &NodeId) -> Option<&Verified> {
+        match self.source(self.by_id(id)?)? {
+            PeerSource::Verified(verified) => Some(verified),
+            PeerSource::Configured => None,
+        }
     }
 
     /// Where a packet to `destination` goes: to who has the address, or else the network around it.
@@ -129,6 +151,10 @@ impl Peers {
     /// How many there are.
     pub fn len(&self) -> usize {
         self.by_key.len()
+    }
+
+    fn source(&self, slot: Slot) -> Option<&PeerSource> {
+        self.slots.get(slot.0)?.as_ref().map(|entry| &entry.source)
     }
 
     /// The peer nothing was sent to or heard from for longest. Configured ones stay: only the operator removes them.

@@ -390,7 +390,11 @@ fn an_expired_or_revoked_peer_is_cut_off_while_its_session_runs() {
     mesh.send(0, 1, b"one").unwrap();
     mesh.send(0, 2, b"two").unwrap();
 
+    let whose = |mesh: &Mesh| mesh.overlays[0].shared().peers.load().whose(address(1)).cloned();
+    assert!(matches!(whose(&mesh), Some(PeerSource::Verified(one)) if one == mesh.nodes[1].verified));
+
     mesh.revoke(1, 0);
+    assert!(whose(&mesh).is_none());
     mesh.send(1, 0, b"revoked").unwrap();
     mesh.advance(Duration::from_secs(1));
     assert_eq!(mesh.received(0), NOTHING);
@@ -439,6 +443,7 @@ fn a_renewed_certificate_reaches_whom_we_talk_to_and_carries_the_session_past_th
     let slot = mesh.overlays[1].peers.by_address(address(0)).unwrap();
     let known = mesh.overlays[1].peers.lock(slot).unwrap().verified().unwrap().clone();
     assert_eq!(known.serial(), mesh.nodes[0].verified.serial());
+    assert_eq!(mesh.overlays[1].shared().peers.load().certificate(&known.id()), Some(&known), "everybody is told");
     mesh.received(1);
     mesh.advance(LIFETIME / 2 + Duration::from_secs(10));
     mesh.renew(1);

@@ -22,7 +22,7 @@ mod average;
 mod tests;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -321,6 +321,19 @@ impl Fleet {
             }
         }
         None
+    }
+
+    /// Everybody who is known.
+    pub fn workers(&self) -> BTreeSet<NodeId> {
+        self.services.values().flat_map(BTreeMap::keys).copied().collect()
+    }
+
+    /// A worker is no member any more.
+    pub fn forget(&mut self, worker: &NodeId) {
+        self.services.retain(|_, workers| {
+            self.known -= usize::from(workers.remove(worker).is_some());
+            !workers.is_empty()
+        });
     }
 
     /// How many pairs of worker and service are known.

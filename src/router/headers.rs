@@ -23,6 +23,8 @@ pub const EXPLAIN: HeaderName = HeaderName::from_static("x-wiremesh-explain");
 pub const ROUTE: HeaderName = HeaderName::from_static("x-wiremesh-route");
 /// Whether a request that was not answered was executed.
 pub const EXECUTED: HeaderName = HeaderName::from_static("x-wiremesh-executed");
+/// The `type` of the error that refused a request, between agents.
+pub const REFUSED: HeaderName = HeaderName::from_static("x-wiremesh-refused");
 /// Which call this is and who sent it into the mesh.
 pub const VIA: HeaderName = HeaderName::from_static("x-wiremesh-via");
 /// The model that a request is for, between agents: the first has read it from the body.

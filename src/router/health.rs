@@ -19,7 +19,7 @@
 //!   answered with a failure cost one round trip, and may have been one connection's bad luck.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -224,6 +224,16 @@ impl Health {
         let ejected = self.records.values().filter_map(|record| record.ejected.as_ref());
         let waiting = ejected.filter(|ejected| !ejected.probing);
         waiting.map(|ejected| (ejected.probe_at, "an ejected way is due for a probe")).min()
+    }
+
+    /// Everybody of whom anything is known.
+    pub fn workers(&self) -> BTreeSet<NodeId> {
+        self.records.values().map(|record| record.way.0).collect()
+    }
+
+    /// A worker is no member any more: nobody finds out whether it is open again.
+    pub fn forget(&mut self, worker: &NodeId) {
+        self.records.retain(|_, record| record.way.0 != *worker);
     }
 
     /// How many ways are closed; a worker whose agent refuses counts as one.

@@ -31,6 +31,7 @@ mod upgrade;
 mod upstreams;
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -47,10 +48,12 @@ pub use overlay::CONNECT_TIMEOUT;
 use rand::{SeedableRng, rngs::SmallRng};
 pub use replay::{ALL_AHEAD_BYTES, MAX_AHEAD_BYTES, REPLAY_BUFFER_BYTES};
 pub use serve::{MAX_CONNECTIONS, serve};
-use wiremesh_certs::NodeName;
+use wiremesh_certs::{NodeId, NodeName, OverlayIp, TrustStore};
 
-use self::{called::CallLog, overlay::Pool, replay::AttemptBody, resolve::Resolver, upstreams::Upstreams};
-use super::{Budget, Counters, Find, Fleet, Health, Prove, followed::Followed};
+use self::{
+    believed::Belief, called::CallLog, overlay::Pool, replay::AttemptBody, resolve::Resolver, upstreams::Upstreams,
+};
+use super::{Budget, Counters, Find, Fleet, Health, Members, Prove, followed::Followed};
 use crate::{clock, services};
 
 const TUNNEL_IDLE_FOR: std::time::Duration = std::time::Duration::from_secs(15);
@@ -69,6 +72,10 @@ pub struct Parts {
     pub directory: Arc<dyn Find>,
     /// Makes proofs for ingress listeners.
     pub prove: Prove,
+    /// Who else is a member.
+    pub members: Arc<dyn Members>,
+    /// Whom we believe, and the mesh's policy.
+    pub trust: Arc<TrustStore>,
     /// Whether we carry overlay packets; if not, tunnels are the only way to others.
     pub overlay: bool,
     /// Who wants to know how requests end.
@@ -104,6 +111,7 @@ impl Router {
                 budget: Mutex::new(Budget::new(clock::now())),
                 rng: Mutex::new(SmallRng::seed_from_u64(parts.seed)),
                 counters: Counters::default(),
+                belief: Belief::new(parts.members.clone(), parts.trust.clone()),
                 models: openai::Models::default(),
                 peeks: openai::room(),
                 parts,
@@ -120,6 +128,20 @@ impl Router {
     /// Whether it was asked to.
     pub fn is_draining(&self) -> bool {
         self.shared.is_draining()
+    }
+
+    /// Revocations or policy have changed: what runs for those who may no longer is cut, and workers that are members no
+    /// more are forgotten, with the connections to them.
+    pub fn trust_changed(&self) {
+        let Shared { belief, pool, fleet, parts, .. } = &*self.shared;
+        belief.on_changed();
+        pool.retain(|address| belief.is_inhabited(OverlayIp(address.ip())));
+        let known = lock(fleet).workers().into_iter().chain(self.shared.health().workers());
+        let gone: BTreeSet<NodeId> = known.filter(|worker| parts.members.known(worker).is_none()).collect();
+        for worker in gone {
+            lock(fleet).forget(&worker);
+            self.shared.health().forget(&worker);
+        }
     }
 
     /// What was counted.
@@ -164,6 +186,8 @@ struct Shared {
     counters: Counters,
     /// What others serve, as they said a moment ago.
     models: openai::Models,
+    /// Who may be here, and what for.
+    belief: Arc<Belief>,
     /// Room for what is read ahead of bodies.
     peeks: Arc<tokio::sync::Semaphore>,
 }

@@ -86,6 +86,14 @@ pub enum Refusal {
     /// We know who asks, and they may not.
     #[error("not allowed: {0}")]
     Forbidden(String),
+    /// We know who asks, and the mesh's policy does not let them.
+    #[error("the mesh's policy does not let {who} call {target}")]
+    NotAllowed {
+        /// Who asks.
+        who: String,
+        /// What was asked for.
+        target: Target,
+    },
     /// This agent is stopping.
     #[error("this agent is stopping")]
     Draining,
@@ -111,7 +119,7 @@ impl Refusal {
             Refusal::Path(_) | Refusal::Header(_) | Refusal::Model(_) => StatusCode::BAD_REQUEST,
             Refusal::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Refusal::NoProof(_) | Refusal::NoKey => StatusCode::UNAUTHORIZED,
-            Refusal::Forbidden(_) => StatusCode::FORBIDDEN,
+            Refusal::Forbidden(_) | Refusal::NotAllowed { .. } => StatusCode::FORBIDDEN,
             Refusal::NotFound | Refusal::ModelNotFound { .. } => StatusCode::NOT_FOUND,
             Refusal::Method => StatusCode::METHOD_NOT_ALLOWED,
         }
@@ -134,6 +142,7 @@ impl Refusal {
             Refusal::NoProof(_) => "no_proof",
             Refusal::NoKey => "no_key",
             Refusal::Forbidden(_) => "forbidden",
+            Refusal::NotAllowed { .. } => "not_allowed",
             Refusal::Draining => "draining",
             Refusal::NotFound => "not_found",
             Refusal::Method => "method_not_allowed",
@@ -175,7 +184,9 @@ impl Refusal {
         }
         match self {
             Refusal::ServiceNotFound(service) => error["service"] = service.as_str().into(),
-            Refusal::NobodyReached { target, .. } => error[target.kind()] = target.as_str().into(),
+            Refusal::NobodyReached { target, .. } | Refusal::NotAllowed { target, .. } => {
+                error[target.kind()] = target.as_str().into()
+            }
             // As OpenAI says it; the `code` tells them apart.
             Refusal::ModelNotFound { .. } | Refusal::Model(_) => error["type"] = "invalid_request_error".into(),
             _ => {}
@@ -216,6 +227,13 @@ mod tests {
             (Refusal::HeadersTooLarge, 431, "headers_too_large", "no", false),
             (Refusal::NoProof(String::new()), 401, "no_proof", "no", false),
             (Refusal::Forbidden(String::new()), 403, "forbidden", "no", false),
+            (
+                Refusal::NotAllowed { who: "carol".into(), target: Target::Service(ocr()) },
+                403,
+                "not_allowed",
+                "no",
+                false,
+            ),
         ] {
             let body: serde_json::Value = serde_json::from_str(&refusal.body("r-1")).unwrap();
 

@@ -1,3 +1,5 @@
+use wiremesh_certs::{Policy, RevocationList, Rule};
+
 use super::*;
 use crate::directory::entry::testing::{LIFE, Mesh, T0, t0};
 
@@ -102,9 +104,9 @@ fn a_failed_worker_comes_back_by_a_later_record_and_not_by_the_same() {
     asker.fingers.forget(&ocr(), &asker.id(1), asker.now);
     let (same, later) = (asker.offers(1, 0), asker.offers(1, 5));
 
-    asker.fingers.on_more(&ocr(), &[same], T0, asker.now);
+    asker.fingers.on_more(&ocr(), &[same], &asker.mesh.trust(), T0, asker.now);
     let before = asker.workers();
-    asker.fingers.on_more(&ocr(), &[later], T0, asker.now);
+    asker.fingers.on_more(&ocr(), &[later], &asker.mesh.trust(), T0, asker.now);
 
     assert_eq!((before, asker.workers()), (1, 2));
 }
@@ -123,7 +125,7 @@ fn a_withdrawal_takes_a_worker_out() {
     let mut asker = Asker::knowing(&[1, 2]);
     let withdrawn = asker.nodes[&1].offering(&[], 7);
 
-    asker.fingers.observe(&withdrawn);
+    asker.fingers.observe(&withdrawn, &asker.mesh.trust());
 
     assert_eq!(asker.workers(), 1);
 }
@@ -141,16 +143,69 @@ fn a_withdrawal_in_an_answer_wins_over_an_older_offer_in_it() {
 }
 
 #[test]
+fn who_is_revoked_or_may_not_offer_it_by_policy_is_in_no_answer_however_fresh() {
+    let mut asker = Asker::knowing(&[1, 2, 3, 4]);
+    let revoked = asker.id(4);
+
+    asker.mesh.revoke(RevocationList {
+        number: 1,
+        identities: [revoked].into(),
+        policy: for_even(),
+        ..Default::default()
+    });
+    let Asked::Now(answer, _) = asker.ask() else { panic!("the second may") };
+    asker.mesh.revoke(RevocationList { number: 2, policy: for_nobody(), ..Default::default() });
+
+    assert_eq!(answer.workers.iter().map(Entry::id).collect::<Vec<_>>(), [asker.id(2)]);
+    assert!(matches!(asker.ask(), Asked::Look(_)), "others may be known elsewhere");
+}
+
+#[test]
+fn a_worker_found_where_others_do_not_apply_the_policy_is_not_taken_over() {
+    let mut asker = Asker::new();
+    asker.mesh.revoke(RevocationList { number: 1, policy: for_even(), ..Default::default() });
+    let found = vec![asker.offers(1, 0), asker.offers(2, 0)];
+
+    let Asked::Look(lookup) = asker.ask() else { panic!("nothing is known yet") };
+    let told = asker.end(lookup, Outcome::Found(found, Source::Http)).unwrap();
+
+    assert_eq!(told.workers.iter().map(Entry::id).collect::<Vec<_>>(), [asker.id(2)]);
+}
+
+#[test]
+fn after_a_change_of_policy_answers_are_asked_for_again_soon_for_a_while() {
+    let mut asker = Asker::knowing(&[1]);
+    asker.fingers.on_trust_changed(asker.now);
+    asker.pass(MISSING_FOR);
+
+    let Asked::Now(_, Some(lookup)) = asker.ask() else { panic!("others may offer it now") };
+    let newcomer = asker.offers(2, 5);
+    asker.end(lookup, Outcome::Found(vec![newcomer], Source::Dht));
+    asker.pass(SETTLES_WITHIN);
+
+    assert!(matches!(asker.ask(), Asked::Now(answer, None) if answer.workers.len() == 2));
+}
+
+#[test]
 fn memory_is_bounded() {
     let mut asker = Asker::new();
 
     for n in 0..MAX_OFFERS + 10 {
         asker.now += SECOND;
-        asker.fingers.ask(&offer(&format!("s{n}")), T0, asker.now);
+        asker.fingers.ask(&offer(&format!("s{n}")), &asker.mesh.trust(), T0, asker.now);
     }
 
     assert_eq!(asker.fingers.offers.len(), MAX_OFFERS);
     assert!(!asker.fingers.offers.contains_key(&offer("s0")), "the oldest is out");
+}
+
+/// Only members of this group may offer anything.
+fn for_even() -> Policy {
+    Policy { otherwise: Rule { offer: Some(["even".parse().unwrap()].into()), call: None }, ..Policy::default() }
+}
+
+fn for_nobody() -> Policy {
+    Policy { otherwise: Rule { offer: Some([].into()), call: None }, ..Policy::default() }
 }
 
 fn ocr() -> Offer {
@@ -197,11 +252,11 @@ impl Asker {
     }
 
     fn ask(&mut self) -> Asked {
-        self.fingers.ask(&ocr(), self.unix, self.now)
+        self.fingers.ask(&ocr(), &self.mesh.trust(), self.unix, self.now)
     }
 
     fn end(&mut self, lookup: LookupId, outcome: Outcome) -> Option<Answer> {
-        self.fingers.on_outcome(&ocr(), lookup, outcome, self.unix, self.now)
+        self.fingers.on_outcome(&ocr(), lookup, outcome, &self.mesh.trust(), self.unix, self.now)
     }
 
     fn workers(&mut self) -> usize {

@@ -111,17 +111,24 @@ impl Gate {
         }
     }
 
-    /// Closes the connections of members whose certificate has ended or was revoked, and names the members.
-    pub fn close_disbelieved(&self) -> Vec<NodeId> {
+    /// Closes the connections of members who are no longer believed, and names the members. Whoever has renewed the
+    /// certificate that opened a connection keeps the connection: `latest` knows the latest certificate of a member, if it
+    /// is believed.
+    pub fn close_disbelieved(&self, latest: impl Fn(&NodeId) -> Option<Verified>) -> Vec<NodeId> {
         let (trust, now) = (self.trust.current(), clock::unix());
-        let open = self.lock();
         let is_over = |verified: &Verified| !verified.is_valid_at(now) || trust.is_revoked(verified);
-        let over = open.values().filter(|open| is_over(&open.verified));
-        over.map(|open| {
-            open.connection.close(NO_LONGER_BELIEVED, b"certificate revoked or over");
-            open.verified.id()
-        })
-        .collect()
+        let mut closed = Vec::new();
+        for open in self.lock().values_mut().filter(|open| is_over(&open.verified)) {
+            let is_named = trust.revocations().names(&open.verified);
+            match latest(&open.verified.id()).filter(|latest| !is_named && !is_over(latest)) {
+                Some(latest) => open.verified = latest,
+                None => {
+                    open.connection.close(NO_LONGER_BELIEVED, b"certificate revoked or over");
+                    closed.push(open.verified.id());
+                }
+            }
+        }
+        closed
     }
 
     /// Closes the connections of members who do not answer any more. To be called every second or so.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::Serialize;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
-use wiremesh_certs::{Chain, NodeId, NodeName, NodeRecord, Offer, OverlayIp, Signed};
+use wiremesh_certs::{Chain, NodeId, NodeName, NodeRecord, Offer, OverlayIp, Signed, Verified};
 
 use super::{
     lookups::{Search, Why},
@@ -47,23 +47,13 @@ impl Handle {
     /// Who offers it: from memory at once, or found out. `None` if nobody does. Our own record is among the
     /// workers if we do.
     ///
-    /// **Invariant:** nobody whose certificate is revoked or over is in an answer, however fresh the memory of it is.
+    /// **Invariant:** nobody whose certificate is revoked or over, or who may not offer it, is in an answer, however fresh
+    /// the memory of it is.
     pub async fn find(&self, offer: &Offer) -> Option<Answer> {
-        let mut answer = self.find_anyone(offer).await?;
-        let (trust, unix) = (self.shared.trust.current(), clock::unix());
-        answer.workers.retain(|entry| entry.is_believed(&trust, unix));
-        (!answer.workers.is_empty()).then_some(answer)
-    }
-
-    /// Forgets at once whoever is no longer believed. To be called when revocations have changed.
-    pub fn trust_changed(&self) {
-        self.shared.sweep();
-    }
-
-    async fn find_anyone(&self, offer: &Offer) -> Option<Answer> {
         let (asked, told, wait) = {
+            let trust = self.shared.trust.current();
             let mut memory = self.shared.memory();
-            let asked = memory.fingers.ask(offer, clock::unix(), clock::now());
+            let asked = memory.fingers.ask(offer, &trust, clock::unix(), clock::now());
             let (told, wait) = match &asked {
                 Asked::Wait(lookup) => (None, memory.lookups.get(lookup).cloned()),
                 Asked::Look(lookup) | Asked::Now(_, Some(lookup)) => {
@@ -90,6 +80,17 @@ impl Handle {
         }
     }
 
+    /// Revocations or policy have changed: whoever is no longer believed is forgotten and disconnected at once, and what
+    /// may no longer be offered is not told any more.
+    pub fn trust_changed(&self) {
+        self.shared.sweep();
+        self.shared.memory().fingers.on_trust_changed(clock::now());
+        if let Some(table) = &self.table {
+            // At the bound the table's own beat does it a moment later.
+            let _ = table.try_send(Order::TrustChanged);
+        }
+    }
+
     /// This worker failed at this: it is not offered again until it has published a later record.
     pub fn forget(&self, offer: &Offer, worker: &NodeId) {
         self.shared.memory().fingers.forget(offer, worker, clock::now());
@@ -97,12 +98,12 @@ impl Handle {
 
     /// The record of the member with this overlay address: from memory at once, or found out.
     pub async fn resolve(&self, address: OverlayIp) -> Option<Entry> {
-        self.member(Sought::Address(address)).await
+        self.sought(Sought::Address(address)).await
     }
 
     /// The record of the member of this name: from memory at once, or found out.
     pub async fn resolve_name(&self, name: &NodeName) -> Option<Entry> {
-        self.member(Sought::Name(name.clone())).await
+        self.sought(Sought::Name(name.clone())).await
     }
 
     /// The record of the member with this overlay address, if it is remembered. Asks nobody.
@@ -124,6 +125,12 @@ impl Handle {
     /// is another machine's that has our keys.
     pub fn take_heard_of_us(&self) -> Vec<Entry> {
         std::mem::take(&mut self.shared.memory().heard_of_us).into()
+    }
+
+    /// The certificate of a member whose record is remembered, as the latest of them has it. Asks nobody.
+    pub fn member(&self, id: &NodeId) -> Option<Verified> {
+        let (trust, unix, now) = (self.shared.trust.current(), clock::unix(), clock::now());
+        Some(self.shared.memory().records.by_id(id, &trust, unix, now)?.verified().clone())
     }
 
     /// Every record that is remembered and has not expired, for whoever wants an overview. Asks nobody.
@@ -225,7 +232,7 @@ impl Handle {
         }
     }
 
-    async fn member(&self, sought: Sought) -> Option<Entry> {
+    async fn sought(&self, sought: Sought) -> Option<Entry> {
         let known = self.shared.recall(&sought);
         let is_recent = known.as_ref().is_some_and(|entry| !entry.is_expired(clock::unix()));
         if is_recent {
@@ -245,10 +252,10 @@ impl Handle {
         let search = Search::Offer { offer: offer.clone(), lookup, why, told };
         if let Err(error) = self.searches.try_send(search) {
             let Search::Offer { told, .. } = error.into_inner() else { return };
-            let (unix, now) = (clock::unix(), clock::now());
+            let (trust, unix, now) = (self.shared.trust.current(), clock::unix(), clock::now());
             let mut memory = self.shared.memory();
             memory.lookups.remove(&lookup);
-            let answer = memory.fingers.on_outcome(offer, lookup, Outcome::Unreachable, unix, now);
+            let answer = memory.fingers.on_outcome(offer, lookup, Outcome::Unreachable, &trust, unix, now);
             told.send_replace(Some(answer));
         }
     }

@@ -78,11 +78,11 @@ impl Lookups {
         match search {
             Search::Offer { offer, lookup, why, told } => {
                 let (outcome, more) = self.find(&offer, why).await;
-                let (unix, now) = (clock::unix(), clock::now());
+                let (trust, unix, now) = (self.shared.trust.current(), clock::unix(), clock::now());
                 let answer = {
                     let mut memory = self.shared.memory();
                     memory.lookups.remove(&lookup);
-                    memory.fingers.on_outcome(&offer, lookup, outcome, unix, now)
+                    memory.fingers.on_outcome(&offer, lookup, outcome, &trust, unix, now)
                 };
                 let _ = told.send(Some(answer));
                 self.take_more(&offer, more).await;
@@ -107,7 +107,8 @@ impl Lookups {
         if self.table.is_some() {
             self.count(Source::Dht, why);
             let (found, more) = self.find_in_table(offer).await;
-            let is_offered = found.entries.iter().any(|entry| entry.offers(offer));
+            let trust = self.shared.trust.current();
+            let is_offered = found.entries.iter().any(|entry| entry.offers(offer, &trust));
             if found.was_answered && is_offered {
                 return (Outcome::Found(found.entries, Source::Dht), more);
             }
@@ -140,7 +141,8 @@ impl Lookups {
             // Readers spread over the buckets as writers do.
             let bucket = bucket_of(&self.shared.anybody(), bits);
             let (progress, more) = self.get(Key::Offer { offer: offer.clone(), bits, bucket }).await;
-            let live = progress.entries.iter().filter(|entry| entry.offers(offer)).count();
+            let trust = self.shared.trust.current();
+            let live = progress.entries.iter().filter(|entry| entry.offers(offer, &trust)).count();
             if progress.was_answered {
                 self.shared.memory().spread.on_count(offer, bits, live);
             }
@@ -206,8 +208,8 @@ impl Lookups {
     async fn take_more(&self, offer: &Offer, more: Option<mpsc::Receiver<Progress>>) {
         let Some(mut more) = more else { return };
         if let Some(rest) = more.recv().await {
-            let (unix, now) = (clock::unix(), clock::now());
-            self.shared.memory().fingers.on_more(offer, &rest.entries, unix, now);
+            let (trust, unix, now) = (self.shared.trust.current(), clock::unix(), clock::now());
+            self.shared.memory().fingers.on_more(offer, &rest.entries, &trust, unix, now);
         }
     }
 
@@ -221,10 +223,10 @@ impl Lookups {
                 return None;
             }
         };
-        let now = clock::unix();
+        let (trust, now) = (self.shared.trust.current(), clock::unix());
         let opened = records.iter().take(MAX_DISCOVERED).filter_map(|record| self.shared.open(record).ok());
         let learnt: Vec<Entry> = opened.map(|entry| self.shared.learn(&entry)).collect();
-        Some(learnt.into_iter().filter(|entry| entry.offers(offer) && !entry.is_expired(now)).collect())
+        Some(learnt.into_iter().filter(|entry| entry.offers(offer, &trust) && !entry.is_expired(now)).collect())
     }
 
     fn count(&self, source: Source, why: Why) {

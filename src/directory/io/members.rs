@@ -243,8 +243,8 @@ impl RecordStore for KadStore {
     /// What is stored here; for an address or name also what is only remembered. Whoever names a member to another has
     /// met it, so a new member can be reached through those who know it even if its storers are strangers as well.
     fn get(&self, key: &RecordKey) -> Option<Cow<'_, Record>> {
-        let now = clock::unix();
-        let value = self.store.get(key.as_ref(), now).or_else(|| {
+        let (trust, now) = (self.shared.trust.current(), clock::unix());
+        let value = self.store.get(key.as_ref(), &trust, now).or_else(|| {
             let entry = self.shared.recall(&Sought::of(&Key::from_bytes(key.as_ref())?)?)?;
             entry.is_hint(now).then(|| value::encode([entry.signed()]))
         })?;

@@ -127,7 +127,7 @@ impl Shared {
             memory.on_heard_of_us(entry);
         }
         if memory.records.learn(entry, now) == Learnt::News {
-            memory.fingers.observe(entry);
+            memory.fingers.observe(entry, &trust);
             memory.contacts.refresh(entry);
             if entry.id() != self.me {
                 // Nobody listens: nobody needs to know.
@@ -158,7 +158,7 @@ impl Shared {
         let mut memory = self.memory();
         memory.records.sweep(&trust, unix);
         memory.contacts.sweep(&trust, unix);
-        memory.fingers.retain(|entry| entry.is_believed(&trust, unix));
+        memory.fingers.sweep(&trust, unix);
     }
 }
 

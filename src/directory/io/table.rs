@@ -72,6 +72,8 @@ pub enum Order {
     Settle(oneshot::Sender<()>),
     /// Members to begin from.
     Contacts(Vec<Entry>),
+    /// Revocations or policy have changed.
+    TrustChanged,
 }
 
 /// What a lookup has found so far.
@@ -182,6 +184,10 @@ impl Table {
             Order::Publish(entry) => self.publisher.publish(entry, now),
             Order::Settle(settled) => self.settling.push(settled),
             Order::Contacts(entries) => self.add_contacts(&entries),
+            Order::TrustChanged => {
+                self.disconnect_disbelieved();
+                self.sweep_store();
+            }
         }
     }
 
@@ -326,10 +332,12 @@ impl Table {
 
     fn write(&mut self, key: Key, entry: &Entry, to: &[NodeId], now: Instant) {
         let peers: Vec<PeerId> = to.iter().filter_map(gate::peer_id).collect();
+        let trust = self.shared.trust.current();
         let behaviour = self.swarm.behaviour_mut();
         if is_among_closest(&self.shared.me, &key, to) {
             // A write to others does not store here, and no other will write our own record to us.
-            if let Err(rejected) = behaviour.kad.store_mut().store.put_entry(&key, entry.clone(), clock::unix()) {
+            if let Err(rejected) = behaviour.kad.store_mut().store.put_entry(&key, entry.clone(), &trust, clock::unix())
+            {
                 tracing::debug!(why = %rejected, "own record not stored here");
             }
         }
@@ -385,10 +393,7 @@ impl Table {
 
     fn handle_tick(&mut self, now: Instant) {
         self.gate.close_silent(now);
-        for id in self.gate.close_disbelieved() {
-            tracing::info!(peer = %id, "certificate revoked or over, disconnected");
-            self.forget(gate::peer_id(&id));
-        }
+        self.disconnect_disbelieved();
         for peer in self.swarm.behaviour_mut().take_gone() {
             tracing::debug!(%peer, "silent for long, out of our table");
             self.forget(Some(peer));
@@ -396,8 +401,7 @@ impl Table {
         if now >= self.sweep_at {
             self.sweep_at = now + SWEEP_EVERY;
             self.shared.sweep();
-            let (trust, unix) = (self.shared.trust.current(), clock::unix());
-            self.swarm.behaviour_mut().kad.store_mut().store.sweep(&trust, unix);
+            self.sweep_store();
         }
         if now >= self.explore_at {
             self.explore_at = now + EXPLORE_EVERY.mul_f64(self.rng.random_range(0.75..1.25));
@@ -417,6 +421,23 @@ impl Table {
         if let Some(peer) = peer {
             self.swarm.behaviour_mut().kad.remove_peer(&peer);
         }
+    }
+
+    fn disconnect_disbelieved(&mut self) {
+        let (trust, unix, now) = (self.shared.trust.current(), clock::unix(), clock::now());
+        let latest = |id: &NodeId| {
+            let entry = self.shared.memory().records.by_id(id, &trust, unix, now)?;
+            Some(entry.verified().clone())
+        };
+        for id in self.gate.close_disbelieved(latest) {
+            tracing::info!(peer = %id, "certificate revoked or over, disconnected");
+            self.forget(gate::peer_id(&id));
+        }
+    }
+
+    fn sweep_store(&mut self) {
+        let (trust, unix) = (self.shared.trust.current(), clock::unix());
+        self.swarm.behaviour_mut().kad.store_mut().store.sweep(&trust, unix);
     }
 
     fn handle_timeout(&mut self, now: Instant) {
@@ -464,10 +485,10 @@ impl Table {
 
 /// The valid entries of a value under `key`. Each is taken note of.
 fn read(shared: &Shared, key: &Key, value: &[u8]) -> Vec<Entry> {
-    let now = clock::unix();
+    let (trust, now) = (shared.trust.current(), clock::unix());
     let records = value::decode(value).unwrap_or_default();
     let opened = records.iter().filter_map(|record| shared.open(record).ok());
-    let valid = opened.filter(|entry| store::check(key, entry, now).is_ok());
+    let valid = opened.filter(|entry| store::check(key, entry, &trust, now).is_ok());
     // The latest word of each signer, in case a later one reached us on another way.
     valid.map(|entry| shared.learn(&entry)).collect()
 }

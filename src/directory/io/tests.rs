@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use futures::FutureExt;
-use wiremesh_certs::{AllowedServices, NodeRecord, RevocationList};
+use wiremesh_certs::{AllowedServices, NodeRecord, Policy, RevocationList, Rule};
 
 use super::*;
 use crate::{
@@ -194,11 +194,37 @@ async fn a_revoked_members_connection_is_closed_and_its_offers_are_gone() {
     eventually("they are connected", || a.handle.status().connections > 0).await;
 
     lab.mesh.revoke(RevocationList { number: 1, identities: [b.node.id()].into(), ..RevocationList::default() });
+    a.handle.trust_changed();
 
     eventually("the connection is closed", || a.handle.status().connections == 0).await;
     eventually("it is out of the table", || a.handle.status().members == 0).await;
     eventually("nothing of it is stored or remembered", || a.handle.status().stored == 0).await;
     assert!(a.handle.find(&service("ocr")).await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_no_longer_be_offered_is_told_by_nobody_and_what_may_be_again_is_found_again() {
+    let lab = Lab::new();
+    let (a, b, c) = (lab.member(1), lab.member(3), lab.member(2));
+    b.knows(&[&a]);
+    c.knows(&[&a, &b]);
+    b.publish(&["ocr"]);
+    eventually("a stores it", || a.handle.status().stored >= 3).await;
+    assert_eq!(c.find("ocr").await.workers[0].id(), b.node.id());
+
+    let only_even = Rule { offer: Some(["even".parse().unwrap()].into()), call: None };
+    let policy = Policy { services: [("ocr".parse().unwrap(), only_even)].into(), ..Policy::default() };
+    lab.mesh.revoke(RevocationList { number: 1, policy, ..RevocationList::default() });
+    for member in [&a, &b, &c] {
+        member.handle.trust_changed();
+    }
+
+    assert!(c.handle.find(&service("ocr")).await.is_none(), "neither by memory nor by anybody's word");
+    c.publish(&["ocr"]);
+    assert_eq!(a.find("ocr").await.workers[0].id(), c.node.id(), "whose group may");
+    lab.mesh.revoke(RevocationList { number: 2, ..RevocationList::default() });
+    b.publish(&["ocr"]);
+    a.find_all("ocr", 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -214,8 +240,10 @@ async fn a_connection_ends_with_its_certificate_and_a_new_one_needs_no_restart()
     let renewed = lab.mesh.renew(&b.node);
     b.handle.set_chain(&renewed.chain).unwrap();
     b.handle.publish(&renewed.sign(&["asr"], 9_000, clock::unix().plus(LIFE))).unwrap();
-    eventually("a hears of it", || a.handle.known(b.node.address()).is_some_and(|entry| entry.offers(&service("asr"))))
-        .await;
+    eventually("a hears of it", || {
+        a.handle.known(b.node.address()).is_some_and(|entry| entry.record().claims(&service("asr")))
+    })
+    .await;
     tokio::time::sleep(Duration::from_secs(11)).await;
 
     let found = a.find("asr").await;

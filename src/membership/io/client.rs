@@ -1,6 +1,9 @@
 //! The coordinator as a member sees it: every request signed, coordinators tried in turn.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -12,18 +15,25 @@ use wiremesh_certs::{
 };
 
 use super::{
-    http::{self, Asked, ClientError},
+    http::{self, Asked, ClientError, EXCHANGE_TIMEOUT, OurClock},
     pin::Expect,
+    renewing::RENEW,
 };
 use crate::{
     api::{
         self, ANY_MODEL, BootstrapResponse, DiscoverModelResponse, DiscoverResponse, HeartbeatRequest,
         HeartbeatResponse, Instance, NodeResponse, RegisterRequest, RekeyRequest, RekeyResponse, RenewResponse,
-        RevocationsResponse, Seed, Worker,
+        RevocationsResponse, Seed, SendRevocations, Worker,
     },
     clock,
-    membership::heartbeat::Coordinators,
+    membership::{heartbeat::Coordinators, skew::Offset},
 };
+
+/// How long a coordinator is asked to keep a question for a newer list: less than what closes quiet connections on the way
+/// waits for.
+pub const LIST_WAIT: Duration = Duration::from_secs(50);
+/// How much later its answer may come.
+const LIST_GRACE: Duration = Duration::from_secs(10);
 
 /// Asks coordinators in our name. Clones share everything.
 #[derive(Clone)]
@@ -35,6 +45,7 @@ struct Inner {
     verified: ArcSwap<Verified>,
     audience: String,
     coordinators: Mutex<Coordinators>,
+    our_clock: OurClock,
     rng: Mutex<StdRng>,
 }
 
@@ -54,6 +65,7 @@ impl Client {
             verified: ArcSwap::from_pointee(verified),
             audience,
             coordinators: Mutex::new(coordinators),
+            our_clock: OurClock::default(),
             rng: Mutex::new(rng),
         })))
     }
@@ -82,7 +94,7 @@ impl Client {
 
     /// A fresh certificate, not yet checked.
     pub async fn renew(&self) -> Result<RenewResponse, ClientError> {
-        self.ask(Method::POST, "/api/certs/renew", None::<&()>).await
+        self.ask(Method::POST, RENEW, None::<&()>).await
     }
 
     /// A certificate for our next keys, not yet checked.
@@ -123,10 +135,23 @@ impl Client {
         self.node_by(&address.to_string()).await
     }
 
-    /// The revocation list, not yet checked; `None`: nothing was ever revoked.
-    pub async fn revocations(&self) -> Result<Option<SignedRevocations>, ClientError> {
-        let answer: RevocationsResponse = self.ask(Method::GET, "/api/revocations", None::<&()>).await?;
-        Ok(answer.revocations)
+    /// The list in force, not yet checked; `None`: it is not newer than number `after`. Waits for a newer one to come.
+    pub async fn list_after(&self, after: u64, wait: Duration) -> Result<Option<SignedRevocations>, ClientError> {
+        let path = format!("/api/revocations?after={after}&wait={}", wait.as_secs());
+        let limit = (wait + LIST_GRACE).max(EXCHANGE_TIMEOUT);
+        let answer: RevocationsResponse = self.ask_within(Method::GET, &path, None::<&()>, limit).await?;
+        Ok(answer.revocations.filter(|_| answer.number > after))
+    }
+
+    /// Gives the coordinator a list that is newer than its own.
+    pub async fn send_list(&self, signed: SignedRevocations) -> Result<(), ClientError> {
+        let body = SendRevocations { revocations: signed };
+        self.ask::<serde_json::Value>(Method::POST, "/api/revocations", Some(&body)).await.map(drop)
+    }
+
+    /// How far our clock is from the coordinator's; `None`: none has told yet.
+    pub fn clock_offset(&self) -> Option<Offset> {
+        self.0.our_clock.offset()
     }
 
     /// Ourselves, by the certificate in use.
@@ -162,20 +187,30 @@ impl Client {
         }
     }
 
-    /// One question, to one coordinator after the other until one answers it, be it with no.
     async fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<T, ClientError> {
+        self.ask_within(method, path, body, EXCHANGE_TIMEOUT).await
+    }
+
+    /// One question, to one coordinator after the other until one answers it, be it with no.
+    async fn ask_within<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+        limit: Duration,
+    ) -> Result<T, ClientError> {
         let body = body.map(|body| Bytes::from(serde_json::to_vec(body).expect("our bodies are JSON")));
         let mut failed = ClientError::NoCoordinator;
         for url in self.coordinators() {
             // Each attempt has a proof of its own: the one before may have been used up.
             let proof = Some(self.proof(&method, path)?);
-            let asked = Asked { method: method.clone(), path, body: body.clone(), proof };
-            match http::exchange(&self.0.http, &url, asked).await {
+            let asked = Asked { method: method.clone(), path, body: body.clone(), proof, limit };
+            match http::exchange(&self.0.http, &url, asked, &self.0.our_clock).await {
                 Ok(answer) => {
                     self.known().on_answer(&url);
                     return Ok(answer);

@@ -8,9 +8,11 @@ use std::{
 
 use anyhow::{Context, bail};
 use rand::rngs::StdRng;
-use wiremesh_certs::{CaCertificate, IdentityKey, SignedRevocations, WgPrivateKey, files};
+use wiremesh_certs::{
+    CaCertificate, Fingerprint, IdentityKey, SignedRevocations, Trust, UnixTime, WgPrivateKey, files,
+};
 
-use crate::membership::state::{MemberFile, SeedsFile};
+use crate::membership::state::{self, MemberFile, SeedsFile};
 
 const LOCK: &str = "agent.lock";
 pub(super) const IDENTITY: &str = "identity.key";
@@ -23,7 +25,7 @@ const REVOCATIONS: &str = "revocations.bin";
 const PUBLIC: u32 = 0o644;
 
 /// Lost together with its file, or never there: what each error says to do.
-const RESTORE: &str = "restore it from a backup, or move the state directory away and join again with a new token";
+pub const RESTORE: &str = "restore it from a backup, or move the state directory away and join again with a new token";
 
 /// The state directory, taken for this process.
 pub struct StateDir {
@@ -90,11 +92,20 @@ impl StateDir {
         exists(&self.path.join(CERTIFICATE))
     }
 
-    /// The mesh's authority.
-    pub fn authority(&self) -> anyhow::Result<CaCertificate> {
+    /// The mesh's authorities: those that are believed, and perhaps some that were a moment ago.
+    pub fn authorities(&self) -> anyhow::Result<Vec<CaCertificate>> {
         let path = self.path.join(AUTHORITY);
         let text = files::read_text(&path).with_context(|| format!("this machine has joined; {RESTORE}"))?;
-        CaCertificate::from_pem(&text).with_context(|| format!("{} cannot be used; {RESTORE}", path.display()))
+        CaCertificate::bundle_from_pem(&text).with_context(|| format!("{} cannot be used; {RESTORE}", path.display()))
+    }
+
+    /// Whether this directory is of the mesh that has, or had, this authority; it is of none before the first join.
+    pub fn is_of(&self, authority: &Fingerprint) -> anyhow::Result<bool> {
+        if !exists(&self.path.join(AUTHORITY))? {
+            return Ok(true);
+        }
+        let known = self.authorities()?.iter().any(|known| known.fingerprint() == *authority);
+        Ok(known || self.member()?.is_some_and(|member| member.knows(authority)))
     }
 
     /// Our chain, unchecked.
@@ -138,21 +149,67 @@ impl StateDir {
         }
     }
 
-    /// What to do about a broken revocation list.
-    pub const REVOCATIONS_COME_AGAIN: &str = "remove it: the coordinator gives it again";
+    /// What to do about a broken revocation list, or an old one.
+    pub const REVOCATIONS_COME_AGAIN: &str =
+        "remove it: the agent then waits for the coordinator to give it again before it takes part";
 
-    /// Keeps the authority. Once only: another authority is another mesh.
-    pub fn keep_authority(&self, authority: &CaCertificate) -> anyhow::Result<()> {
-        let path = self.path.join(AUTHORITY);
-        if exists(&path)? {
-            anyhow::ensure!(
-                self.authority()?.fingerprint() == authority.fingerprint(),
-                "{} is of another mesh; move the state directory away to join this one",
-                path.display()
-            );
-            return Ok(());
+    /// Keeps whom we believe and the list that says so, in an order that leaves what starts, whenever it is cut off. `own`
+    /// is the authority of our certificate, if that is known.
+    pub fn keep_trust(
+        &self,
+        before: Option<&Trust>,
+        after: &Trust,
+        signed: &SignedRevocations,
+        own: Option<&Fingerprint>,
+        now: UnixTime,
+    ) -> anyhow::Result<()> {
+        let around = match before {
+            Some(before) => state::authorities_around(before, after, signed, own, now),
+            // There is nothing yet that a part of this could contradict.
+            None => Some((after.authorities().to_vec(), after.authorities().to_vec())),
+        };
+        if let Some((both, _)) = &around {
+            self.keep_authorities(both)?;
         }
-        Ok(files::write_new(&path, authority.pem().as_bytes())?)
+        self.keep_revocations(signed)?;
+        if let Some((_, alone)) = &around {
+            self.keep_authorities(alone)?;
+        }
+        self.change_member(after, |member| _ = member.observe(after))
+    }
+
+    /// The same for a machine that has just joined, which may have been in the mesh before.
+    pub fn keep_joined(
+        &self,
+        trust: &Trust,
+        list: Option<&SignedRevocations>,
+        own: &Fingerprint,
+        now: UnixTime,
+    ) -> anyhow::Result<()> {
+        let Some(list) = list else { return self.keep_authorities(trust.authorities()) };
+        let before = match exists(&self.path.join(AUTHORITY))? {
+            true => state::trust_of(self.authorities()?, self.revocations()?.as_ref(), now).ok(),
+            false => None,
+        };
+        self.keep_trust(before.as_ref(), trust, list, Some(own), now)
+    }
+
+    /// Our certificate is by one of those that are believed: whoever else is kept is needed no more, unless to believe the
+    /// list itself.
+    pub fn settle_authorities(
+        &self,
+        trust: &Trust,
+        list: Option<&SignedRevocations>,
+        now: UnixTime,
+    ) -> anyhow::Result<()> {
+        let alone = trust.authorities();
+        let starts = state::trust_of(alone.to_vec(), list, now).is_ok();
+        if starts && self.authorities()? != alone { self.keep_authorities(alone) } else { Ok(()) }
+    }
+
+    fn keep_authorities(&self, authorities: &[CaCertificate]) -> anyhow::Result<()> {
+        let text = CaCertificate::bundle_to_pem(authorities);
+        Ok(files::replace(&self.path.join(AUTHORITY), text.as_bytes(), PUBLIC)?)
     }
 
     /// Keeps our chain.
@@ -160,9 +217,16 @@ impl StateDir {
         Ok(files::replace(&self.path.join(CERTIFICATE), pem.as_bytes(), PUBLIC)?)
     }
 
-    /// Keeps who runs the mesh.
-    pub fn keep_member(&self, member: &MemberFile) -> anyhow::Result<()> {
+    pub(super) fn keep_member(&self, member: &MemberFile) -> anyhow::Result<()> {
         Ok(files::replace(&self.path.join(MEMBER), member.to_text().as_bytes(), PUBLIC)?)
+    }
+
+    /// Changes what is kept of who runs the mesh.
+    pub fn change_member(&self, trust: &Trust, change: impl FnOnce(&mut MemberFile)) -> anyhow::Result<()> {
+        let before = self.member()?;
+        let mut after = before.clone().unwrap_or_else(|| MemberFile::of(trust));
+        change(&mut after);
+        if before.as_ref() == Some(&after) { Ok(()) } else { self.keep_member(&after) }
     }
 
     /// Keeps the seeds.

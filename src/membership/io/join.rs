@@ -7,15 +7,19 @@ use bytes::Bytes;
 use ipnet::IpNet;
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
 use reqwest::{Method, StatusCode};
-use wiremesh_certs::{IdentityKey, JoinToken, NodeName, Refused, Trust, TrustStore, UnixTime, Verified, WgPrivateKey};
+use wiremesh_certs::{
+    Chain, IdentityKey, JoinToken, NodeName, Refused, Renewable, SignedRevocations, Trust, TrustStore, UnixTime,
+    Verified, WgPrivateKey,
+};
 use zeroize::Zeroizing;
 
 use super::{
     client::Client,
-    disk::StateDir,
-    http::{self, Asked, ClientError},
+    disk::{RESTORE, StateDir},
+    http::{self, Asked, ClientError, EXCHANGE_TIMEOUT, OurClock},
     pin::Expect,
     rekey::KeyCare,
+    renewing::{self, Ended},
     session::Session,
 };
 use crate::{
@@ -25,14 +29,15 @@ use crate::{
     membership::{
         heartbeat::Coordinators,
         joining::{self, Accepted, BadAnswer, Expected},
-        state::{MemberFile, SeedsFile},
+        skew::Offset,
+        state::{self, SeedsFile},
     },
 };
 
 /// The first wait while no coordinator can be reached.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+pub(super) const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// The longest.
-const RETRY_AT_MOST: Duration = Duration::from_secs(30);
+pub(super) const RETRY_AT_MOST: Duration = Duration::from_secs(30);
 
 /// The longest wait before a coordinator is asked again whether it was decided to let us in.
 const ASK_AGAIN_AT_MOST: Duration = Duration::from_secs(60);
@@ -88,21 +93,31 @@ pub enum JoinRefused {
     /// The file that is to hold it is not there.
     #[error("this machine has not joined a mesh yet, and there is no join token: {} does not exist", .0.display())]
     NoTokenFile(PathBuf),
-    /// The certificate on disk is over.
-    #[error("this machine's certificate ended at {0}, and there is no join token to join again with")]
-    Ended(UnixTime),
+    /// The certificate on disk ended too long ago, and there is no token.
+    #[error("this machine's certificate ended at {ended_at} and is not renewed any more: {refused}")]
+    WindowOver {
+        /// When.
+        ended_at: UnixTime,
+        /// The coordinator's word.
+        refused: ClientError,
+    },
+    /// The certificate on disk has ended, and the coordinator does not renew it.
+    #[error("this machine's certificate has ended, and it is not renewed: {0}")]
+    NotRenewed(ClientError),
 }
 
 impl JoinRefused {
     /// What to do about it.
     pub fn hint(&self) -> Option<&str> {
         match self {
-            JoinRefused::Client(error) => error.hint(),
+            JoinRefused::Client(error) | JoinRefused::NotRenewed(error) => error.hint(),
             JoinRefused::Answer(BadAnswer::Refused(refused)) => refused.hint(),
             JoinRefused::Answer(_) => None,
-            JoinRefused::NoToken | JoinRefused::Ended(_) => {
-                Some("make one on the coordinator (wiremesh token create) and set join_token_file")
-            }
+            JoinRefused::NoToken => Some("make one on the coordinator (wiremesh token create) and set join_token_file"),
+            JoinRefused::WindowOver { .. } => Some(
+                "make a join token on the coordinator (wiremesh token create), set join_token_file and start again: name, \
+                 keys and address stay",
+            ),
             JoinRefused::NoTokenFile(_) => Some("make one on the coordinator (wiremesh token create) and put it there"),
         }
     }
@@ -119,34 +134,34 @@ pub async fn load_or_join(settings: &Settings, mut rng: StdRng) -> anyhow::Resul
     let wg = Arc::new(disk.wireguard(&mut rng)?);
     let now = clock::unix();
 
-    let known = if disk.has_joined()? { load(&disk, settings, &identity, &wg, now)? } else { None };
-    let (trust, verified, seeds) = match known {
-        Some(known) => known,
-        None => {
-            let token = settings.token.as_ref().ok_or_else(|| match &settings.token_file {
-                Some(path) => JoinRefused::NoTokenFile(path.clone()),
-                None => JoinRefused::NoToken,
-            })?;
-            join(&disk, settings, token, &identity, &wg, &mut rng).await?
-        }
+    let loaded = if disk.has_joined()? { Some(load(&disk, settings, &identity, &wg, now)?) } else { None };
+    let known = match loaded {
+        Some(Loaded::Member(known)) => known,
+        Some(Loaded::Ended(ended)) => renewed(&disk, settings, ended, &identity, &wg, &mut rng).await?,
+        None => join(&disk, settings, &identity, &wg, &mut rng).await?,
     };
+    let Known { trust, verified, seeds, mut list } = known;
 
-    let mut stored = disk.member()?;
-    if let Some(member) = stored.as_mut().filter(|member| member.keys_made_at.is_none()) {
-        member.keys_made_at = Some(now);
-        disk.keep_member(member)?;
-    }
-    let keys_made_at = stored.as_ref().and_then(|member| member.keys_made_at).unwrap_or(now);
-    let care = KeyCare::new(keys_made_at, settings.rotate_keys_every, disk.has_next_keys(), &mut rng);
-    let mut instance = Instance([0; 16]);
-    rng.fill_bytes(&mut instance.0);
-    let stored = stored.map(|member| member.coordinators).unwrap_or_default();
+    let stored = disk.member()?.map(|member| member.coordinators).unwrap_or_default();
     let of_token = settings.token.iter().flat_map(|token| token.urls.clone());
     let mut coordinators = Coordinators::new(settings.coordinators.iter().cloned().chain(of_token));
     coordinators.learn(&stored);
     let trust = Arc::new(TrustStore::new(trust));
     let (seed, client_rng) = (rng.next_u64(), StdRng::from_rng(&mut rng));
     let client = Client::new(identity.clone(), verified.clone(), trust.clone(), coordinators, client_rng)?;
+    let enforced = disk.member()?.map(|member| member.enforced).unwrap_or_default();
+    if trust.current().revocation_number() < enforced {
+        list = Some(renewing::await_list(&disk, &client, &trust, &verified, enforced, rng.random()).await?);
+        trust.current().verify(verified.chain(), clock::unix())?;
+    }
+    let mut keys_made_at = now;
+    disk.change_member(&trust.current(), |member| {
+        member.observe(&trust.current());
+        keys_made_at = *member.keys_made_at.get_or_insert(now);
+    })?;
+    let care = KeyCare::new(keys_made_at, settings.rotate_keys_every, disk.has_next_keys(), &mut rng);
+    let mut instance = Instance([0; 16]);
+    rng.fill_bytes(&mut instance.0);
     let network = trust.current().network();
     tracing::info!(
         name = %verified.name(),
@@ -156,49 +171,82 @@ pub async fn load_or_join(settings: &Settings, mut rng: StdRng) -> anyhow::Resul
         "member of the mesh"
     );
     let member = Member { identity, wg, verified, trust, network, seeds: seeds.seeds.clone(), client };
-    let session = Session::new(member.clone(), disk, seeds, care, instance, seed);
+    let session = Session::new(member.clone(), disk, seeds, list, care, instance, seed);
     Ok((member, session))
 }
 
-type Known = (Trust, Verified, SeedsFile);
+/// Whom we believe, who we are, whom we know.
+struct Known {
+    trust: Trust,
+    verified: Verified,
+    seeds: SeedsFile,
+    list: Option<SignedRevocations>,
+}
 
-/// From disk. `None`: the certificate is over, and there is a token to join again with.
+/// What the state directory holds.
+enum Loaded {
+    /// A member.
+    Member(Known),
+    /// One whose certificate has ended, or is of an authority that is not believed any more.
+    Ended(Ended),
+}
+
 fn load(
     disk: &StateDir,
     settings: &Settings,
     identity: &IdentityKey,
     wg: &WgPrivateKey,
     now: UnixTime,
-) -> anyhow::Result<Option<Known>> {
+) -> anyhow::Result<Loaded> {
     let directory = settings.state_dir.display();
-    let authority = disk.authority()?;
-    if let Some(token) = settings.token.as_ref().filter(|token| token.ca != authority.fingerprint()) {
+    let authorities = disk.authorities()?;
+    if let Some(token) = &settings.token
+        && !disk.is_of(&token.ca)?
+    {
+        let mesh = authorities.first().map(|authority| authority.mesh().to_string()).unwrap_or_default();
         bail!(
-            "{directory} belongs to the mesh {}, the join token to another one, {}; \
+            "{directory} belongs to the mesh {mesh}, the join token to another one, {}; \
              move the state directory away to join that one, or remove the token",
-            authority.mesh(),
             token.mesh
         );
     }
-    let mut trust = Trust::new(authority);
-    if let Some(revocations) = disk.revocations()? {
-        trust
-            .apply_revocations(&revocations, now)
-            .with_context(|| format!("revocations.bin in {directory}: {}", StateDir::REVOCATIONS_COME_AGAIN))?;
+    let list = disk.revocations()?;
+    let trust = state::trust_of(authorities.clone(), list.as_ref(), now)
+        .with_context(|| format!("ca.crt and revocations.bin in {directory} do not belong together; {RESTORE}"))?;
+    let enforced = disk.member()?.map(|member| member.enforced).unwrap_or_default();
+    if list.is_some() && trust.revocation_number() < enforced {
+        bail!(
+            "revocations.bin in {directory} is list {}, and list {enforced} was enforced here before: an older one would \
+             let the revoked in again; {}",
+            trust.revocation_number(),
+            StateDir::REVOCATIONS_COME_AGAIN
+        );
     }
     let pem = disk.certificate()?;
+    let chain = || Chain::from_pem(&pem).context("node.crt was read before");
     let verified = match joining::ours(&trust, &pem, identity.id(), wg.public(), &settings.name, now) {
         Ok(verified) => verified,
-        Err(BadAnswer::Refused(Refused::Expired { not_after, .. })) => match settings.token {
-            Some(_) => {
-                tracing::warn!(%not_after, "the certificate has ended, joining again");
-                return Ok(None);
-            }
-            None => return Err(JoinRefused::Ended(not_after).into()),
-        },
+        Err(BadAnswer::Refused(refused @ (Refused::Expired { .. } | Refused::AnotherAuthority { .. }))) => {
+            let chain = chain()?;
+            // Whether its time is really over is for the coordinator to say.
+            return match trust.renewable(&chain, &authorities, Duration::MAX, now) {
+                Ok(before) if is_ours(&before, identity, wg, &settings.name) => {
+                    Ok(Loaded::Ended(Ended { trust, list, before, chain }))
+                }
+                Ok(_) => bail!("the certificate in {directory} cannot be used: {refused}, and is not ours; {RESTORE}"),
+                Err(worse) => {
+                    let hint = worse.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
+                    bail!("the certificate in {directory} cannot be used: {worse}{hint}")
+                }
+            };
+        }
         Err(BadAnswer::NotOurs { what: "name", given, wanted }) => bail!(
             "this machine is called {given} in the mesh, but the configuration says {wanted}; \
              keep that name, or move {directory} away and join again"
+        ),
+        Err(BadAnswer::Refused(refused @ Refused::NotYetValid { not_before, now })) => bail!(
+            "{refused} by this machine's clock, which is most likely wrong: at least {} the coordinator's; set it",
+            Offset::behind(not_before.saturating_since(now))
         ),
         Err(BadAnswer::Refused(refused)) => {
             let hint = refused.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
@@ -207,7 +255,44 @@ fn load(
         Err(other) => bail!("node.crt in {directory} cannot be used: {other}"),
     };
     let seeds = disk.seeds().believed(&trust, now);
-    Ok(Some((trust, verified, seeds)))
+    Ok(Loaded::Member(Known { trust, verified, seeds, list }))
+}
+
+fn is_ours(before: &Renewable, identity: &IdentityKey, wg: &WgPrivateKey, name: &NodeName) -> bool {
+    before.id() == identity.id() && before.wg() == wg.public() && before.name() == name
+}
+
+/// By the certificate that has ended: waits for a coordinator as long as it takes. Where its time is over for good, by
+/// the token, if there is one.
+async fn renewed(
+    disk: &StateDir,
+    settings: &Settings,
+    ended: Ended,
+    identity: &IdentityKey,
+    wg: &WgPrivateKey,
+    rng: &mut StdRng,
+) -> anyhow::Result<Known> {
+    let stored = disk.member()?.map(|member| member.coordinators).unwrap_or_default();
+    let of_token = settings.token.iter().flat_map(|token| token.urls.clone());
+    let urls = Coordinators::new(settings.coordinators.iter().cloned().chain(of_token).chain(stored));
+    let ended_at = ended.before.not_after();
+    match renewing::renew_ended(disk, ended, identity, urls.urls(), rng).await {
+        Ok((trust, verified, list)) => {
+            let seeds = disk.seeds().believed(&trust, clock::unix());
+            Ok(Known { trust, verified, seeds, list })
+        }
+        Err(error) => match error.downcast_ref::<ClientError>().cloned() {
+            Some(refused) if refused.kind() == Some(renewing::WINDOW_OVER) && settings.token.is_some() => {
+                tracing::warn!(why = %refused, "the certificate is not renewed any more, joining again by token");
+                join(disk, settings, identity, wg, rng).await
+            }
+            Some(refused) if refused.kind() == Some(renewing::WINDOW_OVER) => {
+                Err(JoinRefused::WindowOver { ended_at, refused }.into())
+            }
+            Some(refused) => Err(JoinRefused::NotRenewed(refused).into()),
+            None => Err(error),
+        },
+    }
 }
 
 /// By token: every coordinator of it in turn, again and again, until one says yes or no. One that says "not yet" is
@@ -215,11 +300,19 @@ fn load(
 async fn join(
     disk: &StateDir,
     settings: &Settings,
-    token: &JoinToken,
     identity: &IdentityKey,
     wg: &WgPrivateKey,
     rng: &mut StdRng,
 ) -> anyhow::Result<Known> {
+    let token = settings.token.as_ref().ok_or_else(|| match &settings.token_file {
+        Some(path) => JoinRefused::NoTokenFile(path.clone()),
+        None => JoinRefused::NoToken,
+    })?;
+    anyhow::ensure!(
+        disk.is_of(&token.ca)?,
+        "{} is of another mesh; move it away to join this one",
+        settings.state_dir.display()
+    );
     let expected = Expected {
         identity: identity.id(),
         wg: wg.public(),
@@ -246,8 +339,8 @@ async fn join(
                 tokio::time::sleep(at_least + patience.next_delay()).await;
             }
             Err(error) if error.is_passing() => {
-                let wait = backoff.next_delay();
-                tracing::warn!(why = %error, again_in = ?wait, "no coordinator lets us join yet");
+                let (wait, hint) = (backoff.next_delay(), error.hint());
+                tracing::warn!(why = %error, hint, again_in = ?wait, "this machine cannot join yet");
                 tokio::time::sleep(wait).await;
             }
             Err(error) => return Err(JoinRefused::Client(error).into()),
@@ -255,26 +348,26 @@ async fn join(
     };
     let now = clock::unix();
     let Accepted { trust, verified } = joining::accept(&answer, &expected, now).map_err(JoinRefused::Answer)?;
+    let (given, enforced) =
+        (trust.revocation_number(), disk.member()?.map(|member| member.enforced).unwrap_or_default());
+    if given < enforced {
+        let older = Refused::OlderRevocations { given, ours: enforced };
+        return Err(JoinRefused::Answer(older.into()).into());
+    }
 
     let mut seeds = SeedsFile::default();
     seeds.merge(answer.bootstrap);
     let seeds = seeds.believed(&trust, now);
-    let member = MemberFile {
-        mesh: trust.mesh().clone(),
-        network: trust.network(),
-        coordinators: answer.coordinators,
-        // Whoever joins again has older keys.
-        keys_made_at: disk.member()?.and_then(|member| member.keys_made_at).or(Some(now)),
-    };
-    disk.keep_authority(trust.authority())?;
-    if let Some(revocations) = &answer.revocations {
-        disk.keep_revocations(revocations)?;
-    }
-    disk.keep_member(&MemberFile { coordinators: merged(urls.urls(), member.coordinators), ..member })?;
+    disk.keep_joined(&trust, answer.revocations.as_ref(), &verified.authority(), now)?;
+    let coordinators = merged(urls.urls(), answer.coordinators);
+    disk.change_member(&trust, |member| {
+        member.observe(&trust);
+        member.coordinators = coordinators;
+    })?;
     disk.keep_seeds(&seeds)?;
     // The certificate last: where it is, everything is.
     disk.keep_certificate(&verified.chain().to_pem())?;
-    Ok((trust, verified, seeds))
+    Ok(Known { trust, verified, seeds, list: answer.revocations })
 }
 
 /// What a coordinator says to a request that it does not refuse.
@@ -287,16 +380,11 @@ enum Answer {
 async fn ask_all(http: &reqwest::Client, urls: &[String], body: &Bytes) -> Result<Answer, ClientError> {
     let mut failed = ClientError::NoCoordinator;
     for url in urls {
-        let asked = Asked { method: Method::POST, path: "/api/enroll", body: Some(body.clone()), proof: None };
-        let answer = http::send(http, url, asked).await.and_then(|(status, body)| match status {
-            StatusCode::ACCEPTED => http::read(url, &body).map(Answer::NotYet),
-            _ => http::read(url, &body).map(Answer::Welcome),
-        });
-        match answer {
+        match enroll(http, url, body).await {
             Ok(answer) => return Ok(answer),
             Err(refused @ ClientError::Refused { .. }) => return Err(refused),
             Err(wrong @ ClientError::Wrong { .. }) => {
-                tracing::warn!(why = %wrong, "passed over");
+                tracing::warn!(why = %wrong, hint = wrong.hint(), "passed over");
                 if !matches!(failed, ClientError::Unreachable { .. }) {
                     failed = wrong;
                 }
@@ -305,6 +393,23 @@ async fn ask_all(http: &reqwest::Client, urls: &[String], body: &Bytes) -> Resul
         }
     }
     Err(failed)
+}
+
+/// Asks one coordinator. First for no more than its time: a machine whose clock is far off would spend its token and be
+/// of no use to anybody.
+async fn enroll(http: &reqwest::Client, url: &str, body: &Bytes) -> Result<Answer, ClientError> {
+    let our_clock = OurClock::default();
+    let (limit, proof) = (EXCHANGE_TIMEOUT, None);
+    let asked = Asked { method: Method::GET, path: "/health", body: None, proof: proof.clone(), limit };
+    http::exchange::<serde_json::Value>(http, url, asked, &our_clock).await?;
+    if let Some(offset) = our_clock.offset().filter(|offset| offset.refutes_proofs()) {
+        return Err(ClientError::Clock { url: url.to_owned(), offset });
+    }
+    let asked = Asked { method: Method::POST, path: "/api/enroll", body: Some(body.clone()), proof, limit };
+    match http::send(http, url, asked, &our_clock).await? {
+        (StatusCode::ACCEPTED, body) => http::read(url, &body).map(Answer::NotYet),
+        (_, body) => http::read(url, &body).map(Answer::Welcome),
+    }
 }
 
 /// Once for people, then for those who search. The identity is our own, not the one in the answer: it is there to be

@@ -406,6 +406,8 @@ mod tests {
                 mesh: "lab".parse().unwrap(),
                 network: "10.42.0.0/16".parse().unwrap(),
                 coordinators: Vec::new(),
+                authorities: Vec::new(),
+                enforced: 0,
                 keys_made_at: Some(UnixTime(1)),
             };
             dir.keep_member(&member).unwrap();

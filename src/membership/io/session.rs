@@ -1,29 +1,26 @@
 //! Being a member: heartbeats, renewals and what coordinators tell in return, until the agent stops.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use tokio::sync::{Notify, mpsc};
-use wiremesh_certs::{NodeRecord, Signed, UnixTime, Verified};
+use wiremesh_certs::{SignedRevocations, UnixTime, Verified};
 
 use super::{
     client::Client,
     disk::StateDir,
+    handle::{Event, Handle, MAX_RENEWALS, NotRenewed, Renewal, Sources, Status, tell},
     http::ClientError,
     join::Member,
-    rekey::{Desk, KeyCare, NextKeys, RotateFailed},
+    list::{self, Lists, Taker},
+    rekey::{Desk, KeyCare},
 };
 use crate::{
-    api::{Copied, HeartbeatResponse, Instance, RegisterRequest, Seed},
+    api::{HeartbeatResponse, Instance, RegisterRequest},
     clock,
-    membership::{
-        heartbeat::Heartbeat,
-        joining,
-        lease::Lease,
-        state::{MemberFile, SeedsFile},
-    },
+    membership::{heartbeat::Heartbeat, joining, lease::Lease, state::SeedsFile},
     task::CancellationToken,
 };
 
@@ -35,123 +32,10 @@ pub const FAREWELL: Duration = Duration::from_secs(2);
 const LEASE_CHECK: Duration = Duration::from_secs(30);
 /// While there is no record to send yet.
 const NOT_READY: Duration = Duration::from_millis(200);
-/// Events that wait for the agent. At the bound membership waits, nothing is lost.
-pub const MAX_EVENTS: usize = 64;
-
-/// What the agent should know.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// There is another certificate: sign and serve with it.
-    Renewed(Verified),
-    /// These nodes asked for our record and are about to try to reach us. Not yet checked.
-    Introductions(Vec<Signed<NodeRecord>>),
-    /// [`Member::trust`] revokes more than before: end what it no longer allows.
-    RevocationsChanged,
-    /// Members that are healthy. Their records were checked.
-    Seeds(Vec<Seed>),
-    /// A coordinator answers, for the first time or again.
-    CoordinatorReached,
-    /// No coordinator answers.
-    CoordinatorLost,
-}
-
-/// What is said about this machine with each heartbeat.
-pub struct Sources {
-    /// Our latest signed record; `None`: the agent is not ready.
-    pub record: Box<dyn Fn() -> Option<Signed<NodeRecord>> + Send + Sync>,
-    /// What the machine is. Sent again when it changes.
-    pub capabilities: Box<dyn Fn() -> serde_json::Map<String, serde_json::Value> + Send + Sync>,
-    /// Where our directory listens, if it does.
-    pub dht_port: Option<u16>,
-}
-
-/// How it stands with the coordinator, as of when it is asked.
-#[derive(Clone, Debug)]
-pub struct Status {
-    /// The coordinator that answered last.
-    pub coordinator: Option<String>,
-    /// When it did.
-    pub last_contact: Option<Instant>,
-    /// Heartbeats lost since then.
-    pub failures: u32,
-    /// Why the last one was lost.
-    pub last_error: Option<String>,
-    /// When our certificate ends.
-    pub lease_ends_at: UnixTime,
-    /// When it is to be renewed.
-    pub renew_at: UnixTime,
-    /// Why the last renewal failed, if it did.
-    pub renewal_error: Option<String>,
-    /// When the keys in use were made.
-    pub keys_made_at: UnixTime,
-    /// When they are due to be changed; `None`: only when somebody wants it.
-    pub rotate_at: Option<UnixTime>,
-    /// The coordinator refuses us because our certificate is revoked.
-    pub is_revoked: bool,
-    /// Another machine uses our keys, as the coordinator last said.
-    pub copied: Option<Copied>,
-}
-
-impl Status {
-    /// How long ago a coordinator answered.
-    pub fn last_contact_age(&self, now: Instant) -> Option<Duration> {
-        self.last_contact.map(|at| now.saturating_duration_since(at))
-    }
-
-    /// Whether the last heartbeat was answered.
-    pub fn is_connected(&self) -> bool {
-        self.last_contact.is_some() && self.failures == 0
-    }
-}
-
-/// For the rest of the agent: the client, the status, and a way to have a heartbeat sent sooner. Clones share all.
-#[derive(Clone)]
-pub struct Handle {
-    /// The coordinator.
-    pub client: Client,
-    status: Arc<Mutex<Status>>,
-    changed: Arc<Notify>,
-    met: Arc<(Mutex<Vec<Seed>>, Notify)>,
-    desk: Desk,
-}
-
-impl Handle {
-    /// How it stands.
-    pub fn status(&self) -> Status {
-        self.locked().clone()
-    }
-
-    /// What we say about ourselves has changed: send a heartbeat soon.
-    pub fn announce(&self) {
-        self.changed.notify_one();
-    }
-
-    /// Has new keys made and certified, at once. They are in use from the next start of the session on.
-    pub async fn rotate_keys(&self) -> Result<NextKeys, RotateFailed> {
-        self.desk.ask().await
-    }
-
-    /// Waits until there are keys to start anew with.
-    pub async fn keys_ready(&self) {
-        self.desk.ready.cancelled().await;
-    }
-
-    /// Members met elsewhere than at the coordinator, to begin with after a restart. On disk at once, unless a
-    /// coordinator is being waited for.
-    pub fn keep_seeds(&self, seeds: Vec<Seed>) {
-        *self.met.0.lock().unwrap_or_else(PoisonError::into_inner) = seeds;
-        self.met.1.notify_one();
-    }
-
-    fn locked(&self) -> MutexGuard<'_, Status> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// The running side of a membership. Owns the state directory.
 pub struct Session {
     pub(super) member: Member,
-    pub(super) disk: StateDir,
+    pub(super) disk: Arc<StateDir>,
     pub(super) care: KeyCare,
     pub(super) desk: Desk,
     instance: Instance,
@@ -159,8 +43,17 @@ pub struct Session {
     lease: Lease,
     heartbeat: Heartbeat,
     handle: Handle,
+    taker: Option<Taker>,
+    renewals: mpsc::Receiver<Renewal>,
     registered: Option<serde_json::Map<String, serde_json::Value>>,
+    /// The list's number in the last heartbeat that was answered.
+    reported: u64,
     seeds_at: Instant,
+    /// Whether it was said that our clock is off.
+    clock_was_wrong: bool,
+    /// Whether it was said that our certificate has ended.
+    had_ended: bool,
+    seed: u64,
 }
 
 impl Session {
@@ -168,11 +61,12 @@ impl Session {
         member: Member,
         disk: StateDir,
         seeds: SeedsFile,
+        list: Option<SignedRevocations>,
         care: KeyCare,
         instance: Instance,
         seed: u64,
     ) -> Session {
-        let now = clock::now();
+        let (now, disk) = (clock::now(), Arc::new(disk));
         let lease = Lease::new(&member.verified, seed);
         let status = Status {
             coordinator: None,
@@ -181,22 +75,46 @@ impl Session {
             last_error: None,
             lease_ends_at: lease.ends_at(),
             renew_at: lease.poll_timeout().0,
+            renew_why: lease.poll_timeout().1,
             renewal_error: None,
+            renewals_failed: 0,
+            clock: None,
             keys_made_at: care.made_at,
             rotate_at: care.schedule.due_at(),
             is_revoked: false,
             copied: None,
         };
         let desk = Desk::default();
+        let (lists, taker) = Lists::new(member.client.clone(), member.trust.clone(), disk.clone(), list);
+        let (asked, renewals) = mpsc::channel(MAX_RENEWALS);
         let handle = Handle {
             client: member.client.clone(),
+            lists,
             status: Arc::new(Mutex::new(status)),
             changed: Arc::new(Notify::new()),
             met: Arc::default(),
+            renewals: asked,
             desk: desk.clone(),
         };
-        let heartbeat = Heartbeat::new(seed.wrapping_add(1), now);
-        Session { member, disk, care, desk, instance, seeds, lease, heartbeat, handle, registered: None, seeds_at: now }
+        Session {
+            heartbeat: Heartbeat::new(seed.wrapping_add(1), now),
+            member,
+            disk,
+            care,
+            desk,
+            instance,
+            seeds,
+            lease,
+            handle,
+            taker: Some(taker),
+            renewals,
+            registered: None,
+            reported: 0,
+            seeds_at: now,
+            clock_was_wrong: false,
+            had_ended: false,
+            seed,
+        }
     }
 
     /// For the rest of the agent.
@@ -211,26 +129,48 @@ impl Session {
         events: mpsc::Sender<Event>,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
+        let (client, lists): (Client, Lists) = (self.member.client.clone(), self.handle.lists.clone());
+        let taker = self.taker.take().map(|taker| taker.run(events.clone(), stop.clone()));
+        let taking = async {
+            if let Some(taker) = taker {
+                taker.await;
+            }
+        };
+        // A heartbeat may wait for a coordinator that does not answer; a list does not wait for the heartbeat.
+        let following = list::follow(client, lists, self.seed.wrapping_add(2), stop.clone());
+        tokio::join!(self.keep(&sources, &events, &stop), taking, following);
+        if self.registered.is_some() {
+            let farewell = tokio::time::timeout(FAREWELL, self.member.client.unregister()).await;
+            tracing::debug!(heard = matches!(farewell, Ok(Ok(()))), "said farewell to the coordinator");
+        }
+        Ok(())
+    }
+
+    /// Heartbeats and renewals.
+    async fn keep(&mut self, sources: &Sources, events: &mpsc::Sender<Event>, stop: &CancellationToken) {
+        let (changed, met) = (self.handle.changed.clone(), self.handle.met.clone());
+        let rotation = self.desk.asked.clone();
         loop {
             let (heartbeat_at, _why) = self.heartbeat.poll_timeout();
-            let (changed, met) = (self.handle.changed.clone(), self.handle.met.clone());
-            let asked = self.desk.asked.clone();
+            let mut asked = None;
             tokio::select! {
                 biased;
 
                 () = stop.cancelled() => break,
                 () = tokio::time::sleep_until(heartbeat_at.into()) => {}
                 () = tokio::time::sleep(self.lease_wait()) => {}
-                () = changed.notified() => self.heartbeat.hasten(clock::now()),
+                () = changed.notified() => self.on_changed(),
                 () = met.1.notified() => {}
-                () = asked.notified() => {}
+                () = rotation.notified() => {}
+                Some(renewal) = self.renewals.recv() => asked = Some(renewal),
             }
             self.keep_met();
             // Whatever is under way when the agent stops is given up: all of it can be repeated.
             let step = async {
                 self.rotate_if_due().await;
-                self.renew_if_due(&events).await;
-                self.report_if_due(&sources, &events).await;
+                self.renew_if_due(asked, events).await;
+                self.report_if_due(sources, events).await;
+                self.look_at_the_clock();
             };
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -238,11 +178,15 @@ impl Session {
             }
         }
         self.keep_met();
-        if self.registered.is_some() {
-            let farewell = tokio::time::timeout(FAREWELL, self.member.client.unregister()).await;
-            tracing::debug!(heard = matches!(farewell, Ok(Ok(()))), "said farewell to the coordinator");
+    }
+
+    /// What we say is news. That we enforce another list is waited for.
+    fn on_changed(&mut self) {
+        let now = clock::now();
+        match *self.handle.enforced().borrow() > self.reported {
+            true => self.heartbeat.hurry(now),
+            false => self.heartbeat.hasten(now),
         }
-        Ok(())
     }
 
     fn lease_wait(&self) -> Duration {
@@ -253,12 +197,15 @@ impl Session {
         if clock::now() < self.heartbeat.poll_timeout().0 {
             return;
         }
+        if self.member.client.verified().not_after() <= clock::unix() {
+            return self.on_failure(ClientError::Ended, events).await;
+        }
         let Some(record) = (sources.record)() else {
             tokio::time::sleep(NOT_READY).await;
             return;
         };
         let capabilities = (sources.capabilities)();
-        let number = self.member.trust.current().revocation_number();
+        let number = *self.handle.enforced().borrow();
         let client = &self.member.client;
         let known = self.registered.as_ref() == Some(&capabilities);
         let answered = if known {
@@ -276,6 +223,7 @@ impl Session {
         };
         match answered {
             Ok(answer) => {
+                self.reported = number;
                 self.on_answer(answer, capabilities, known, events).await;
             }
             Err(error) => self.on_failure(error, events).await,
@@ -303,17 +251,24 @@ impl Session {
             status.last_contact = Some(now);
             status.failures = 0;
             status.last_error = None;
-            status.copied = answer.copied;
             status.is_revoked = false;
+            status.copied = answer.copied;
             was_connected
         };
         if !was_connected {
             tracing::info!("coordinator reached");
             tell(events, Event::CoordinatorReached).await;
             self.seeds_at = now;
+            self.lease.hasten(clock::unix());
         }
         if let Some(signed) = answer.revocations {
-            self.take_revocations(&signed, events).await;
+            self.handle.lists.offer(signed).await;
+        }
+        if answer.send_revocations
+            && let Some(signed) = self.handle.lists.latest()
+            && let Err(error) = self.member.client.send_list(signed.as_ref().clone()).await
+        {
+            tracing::debug!(why = %error, "the coordinator did not take our list");
         }
         if !answer.introductions.is_empty() {
             tell(events, Event::Introductions(answer.introductions)).await;
@@ -348,49 +303,89 @@ impl Session {
         }
     }
 
-    async fn renew_if_due(&mut self, events: &mpsc::Sender<Event>) {
+    /// Renews when it is time, or when somebody asks for it.
+    async fn renew_if_due(&mut self, asked: Option<Renewal>, events: &mpsc::Sender<Event>) {
+        if self.desk.ready.is_cancelled() {
+            // A certificate newer than that of the next keys would be believed before theirs.
+            let why = "this machine starts with other keys and another certificate".to_owned();
+            return answer(asked, Err(NotRenewed { why, hint: None }));
+        }
         let now = clock::unix();
-        // A certificate newer than that of the next keys would be believed before theirs.
-        if !self.lease.is_due(now) || self.desk.ready.is_cancelled() {
+        let (trust, own) = (self.member.trust.current(), self.member.client.verified());
+        if asked.is_some() {
+            self.lease.ask(now);
+        } else if !trust.believes(&own.authority()) {
+            self.lease.on_retired(now);
+        } else if trust.authority().fingerprint() != own.authority() {
+            self.lease.on_replaced(now);
+        }
+        self.note_lease(None);
+        if !self.lease.is_due(now) {
             return;
         }
-        match self.renew(now).await {
+        if trust.revocations().names(&own) {
+            // Nobody renews it, and asking would be noise.
+            self.lease.on_failure(now);
+            let why = "our certificate is revoked".to_owned();
+            answer(asked, Err(NotRenewed { why: why.clone(), hint: Some("join again with a new token".to_owned()) }));
+            return self.note_lease(Some(why));
+        }
+        match self.renew().await {
             Ok(verified) => {
                 self.lease.on_renewed(&verified);
                 self.member.client.set_verified(verified.clone());
+                self.had_ended = false;
+                self.handle.locked().renewal_error = None;
                 self.note_lease(None);
+                self.heartbeat.retry(clock::now());
                 tracing::info!(until = %verified.not_after(), "certificate renewed");
+                answer(asked, Ok(verified.not_after()));
                 tell(events, Event::Renewed(verified)).await;
             }
             Err(error) => {
+                let now = clock::unix();
                 self.lease.on_failure(now);
+                self.handle.locked().renewals_failed += 1;
                 self.note_lease(Some(format!("{error:#}")));
-                tracing::warn!(ends_at = %self.lease.ends_at(), "could not renew the certificate: {error:#}");
+                let (ends_at, ended) = (self.lease.ends_at(), now >= self.lease.ends_at());
+                // Once when it begins and once when it matters, then quietly: an outage is one event, however long.
+                if self.lease.failures() == 1 || ended && !self.had_ended {
+                    tracing::warn!(%ends_at, ended, "could not renew the certificate, trying on: {error:#}");
+                } else {
+                    tracing::debug!(%ends_at, ended, "could not renew the certificate: {error:#}");
+                }
+                self.had_ended |= ended;
+                let hint = error.downcast_ref::<ClientError>().and_then(ClientError::hint).map(str::to_owned);
+                answer(asked, Err(NotRenewed { why: format!("{error:#}"), hint }));
             }
         }
     }
 
-    async fn renew(&self, now: UnixTime) -> anyhow::Result<Verified> {
-        let answer = self.member.client.renew().await?;
-        let before = self.member.client.verified();
+    async fn renew(&self) -> anyhow::Result<Verified> {
+        let renewed = self.member.client.renew().await?;
+        // The certificate may be of an authority that only this list makes believed.
+        if let Some(signed) = renewed.revocations {
+            self.handle.lists.offer(signed).await;
+        }
+        let (before, now) = (self.member.client.verified(), clock::unix());
         let trust = self.member.trust.current();
-        let verified = joining::accept_renewed(&trust, &answer.certificate, &before, now)?;
+        let verified = joining::accept_renewed(&trust, &renewed.certificate, &before.as_ref().into(), now)?;
         self.disk.keep_certificate(&verified.chain().to_pem())?;
+        self.disk.settle_authorities(&trust, self.handle.lists.latest().as_deref(), now)?;
         Ok(verified)
     }
 
-    async fn take_revocations(&mut self, signed: &wiremesh_certs::SignedRevocations, events: &mpsc::Sender<Event>) {
-        match self.member.trust.apply_revocations(signed, clock::unix()) {
-            Ok(true) => {
-                if let Err(error) = self.disk.keep_revocations(signed) {
-                    tracing::warn!("could not keep the revocation list: {error:#}");
-                }
-                tracing::info!(number = self.member.trust.current().revocation_number(), "revocation list taken over");
-                tell(events, Event::RevocationsChanged).await;
-            }
-            Ok(false) => {}
-            Err(refused) => tracing::warn!(why = %refused, "the coordinator's revocation list is not believed"),
+    /// Says once that our clock is off, and once that it is right again.
+    fn look_at_the_clock(&mut self) {
+        let Some(offset) = self.member.client.clock_offset() else { return };
+        let is_wrong = offset.is_wrong();
+        if is_wrong && !self.clock_was_wrong {
+            tracing::warn!("this machine's clock is {offset} the coordinator's: set it");
+        } else if !is_wrong && self.clock_was_wrong {
+            tracing::info!("this machine's clock agrees with the coordinator's again");
+            self.heartbeat.retry(clock::now());
         }
+        self.clock_was_wrong = is_wrong;
     }
 
     async fn refresh_seeds(&mut self, events: &mpsc::Sender<Event>) {
@@ -422,27 +417,25 @@ impl Session {
     }
 
     fn keep_coordinators(&self) {
+        let coordinators = self.member.client.coordinators();
         let trust = self.member.trust.current();
-        let member = MemberFile {
-            mesh: trust.mesh().clone(),
-            network: trust.network(),
-            coordinators: self.member.client.coordinators(),
-            keys_made_at: Some(self.care.made_at),
-        };
-        if let Err(error) = self.disk.keep_member(&member) {
+        if let Err(error) = self.disk.change_member(&trust, |member| member.coordinators = coordinators) {
             tracing::warn!("could not keep the list of coordinators: {error:#}");
         }
     }
 
+    /// Shows how it stands with the lease; an error stays until it is over.
     fn note_lease(&self, renewal_error: Option<String>) {
         let mut status = self.handle.locked();
         status.lease_ends_at = self.lease.ends_at();
-        status.renew_at = self.lease.poll_timeout().0;
-        status.renewal_error = renewal_error;
+        (status.renew_at, status.renew_why) = self.lease.poll_timeout();
+        status.renewal_error = renewal_error.or_else(|| status.renewal_error.take());
     }
 }
 
-/// Nobody listens any more only while the agent stops.
-async fn tell(events: &mpsc::Sender<Event>, event: Event) {
-    let _ = events.send(event).await;
+fn answer(asked: Option<Renewal>, renewed: Result<UnixTime, NotRenewed>) {
+    if let Some(asked) = asked {
+        // Whoever asked may have gone.
+        let _ = asked.send(renewed);
+    }
 }

@@ -1,14 +1,15 @@
 //! How the rest of the agent speaks to the overlay.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use tokio::sync::{mpsc, oneshot, watch};
-use wiremesh_certs::{NodeRecord, OverlayIp, Signed, Verified};
+use wiremesh_certs::{NodeId, NodeRecord, OverlayIp, Signed, Verified};
 
 use super::Place;
 use crate::overlay::{
-    Status,
+    PeerSource, Status,
     ping::{PingFailed, Pong},
+    shared::Shared,
 };
 
 /// A command on its way to the loop.
@@ -27,11 +28,12 @@ pub(super) enum Command {
 pub struct Handle {
     commands: mpsc::Sender<Command>,
     place: watch::Receiver<Place>,
+    shared: Arc<Shared>,
 }
 
 impl Handle {
-    pub(super) fn new(commands: mpsc::Sender<Command>, place: watch::Receiver<Place>) -> Handle {
-        Handle { commands, place }
+    pub(super) fn new(commands: mpsc::Sender<Command>, place: watch::Receiver<Place>, shared: Arc<Shared>) -> Handle {
+        Handle { commands, place, shared }
     }
 
     /// `verified` may be spoken to, and is where `record` says. Answers [`super::Event::Resolve`].
@@ -57,6 +59,16 @@ impl Handle {
     /// Revocations changed: whoever is revoked is to be cut off.
     pub async fn trust_changed(&self) {
         self.tell(Command::TrustChanged).await;
+    }
+
+    /// Whose packets come from this overlay address: nobody else's do. None: nobody's. Waits for nobody.
+    pub fn whose(&self, address: OverlayIp) -> Option<PeerSource> {
+        self.shared.peers.load().whose(address).cloned()
+    }
+
+    /// The latest certificate of a peer. Waits for nobody.
+    pub fn certificate(&self, id: &NodeId) -> Option<Verified> {
+        self.shared.peers.load().certificate(id).cloned()
     }
 
     /// How far `to` is. Ends after [`crate::overlay::ping::TIMEOUT`] at the latest.

@@ -158,8 +158,9 @@ fn start(number: u8, node: &Node, net: &Arc<Mutex<Net>>, tasks: &Tasks) -> Kerne
     let overlay = node.overlay(number.into(), clock::now());
     let asides = carry(&overlay, Takes::TcpAndUdp, &tun, &udp, tasks);
     let outside = Outside { tun, udp, asides, commands, events: events_sender, place: place.clone() };
+    let handle = Handle::new(commands_sender, place, overlay.shared());
     tasks.spawn("overlay", |stop| run(overlay, outside, stop));
-    Kernel { handle: Handle::new(commands_sender, place), events, device: Some(device), received }
+    Kernel { handle, events, device: Some(device), received }
 }
 
 /// A datagram, or a failure to receive one.

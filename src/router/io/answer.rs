@@ -2,6 +2,7 @@
 
 use std::{
     error::Error,
+    fmt,
     future::Future,
     pin::Pin,
     sync::{Arc, atomic::AtomicUsize},
@@ -16,7 +17,8 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::time::Sleep;
 
 use super::{
-    account::Account, called::Called, overlay::Lease, replay::Replay, underway::Underway, upstreams::Arriving,
+    account::Account, believed::Believed, called::Called, overlay::Lease, replay::Replay, underway::Underway,
+    upstreams::Arriving,
 };
 use crate::{
     router::{Outcome, Refusal, headers, sse::Events},
@@ -37,12 +39,14 @@ pub struct AnswerBody(Kind, Bounds);
 #[derive(Default)]
 struct Bounds {
     /// Aborts the answer when it is over.
-    until: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    until: Option<Over>,
     /// Kept, not read: what is being answered is not idle.
     _kept: Option<Arc<AtomicUsize>>,
     /// Is told how it goes.
     account: Account,
 }
+
+type Over = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 enum Kind {
     Ready(Option<Bytes>),
@@ -62,8 +66,16 @@ impl AnswerBody {
     }
 
     /// What an upstream or a worker sends. `held` is given up at its end. With `events` a break says why.
-    pub(super) fn stream(body: Arriving, held: Held, events: Option<Events>, interrupted: Counter) -> AnswerBody {
-        let mut stream = Stream { body: Some(body), held: Some(held), events, breaking: None, interrupted };
+    /// `by` is the worker whose it is, if that is another node: with its membership the answer breaks.
+    pub(super) fn stream(
+        body: Arriving,
+        held: Held,
+        events: Option<Events>,
+        by: Option<Believed>,
+        interrupted: Counter,
+    ) -> AnswerBody {
+        let over = by.map(|by| -> Over { Box::pin(by.over()) });
+        let mut stream = Stream { body: Some(body), held: Some(held), events, over, breaking: None, interrupted };
         stream.end_if_over();
         AnswerBody::of(Kind::Stream(Box::new(stream)))
     }
@@ -99,6 +111,7 @@ pub fn refuse(refusal: &Refusal, request_id: &str) -> Answer {
     let answer_headers = answer.headers_mut();
     answer_headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     answer_headers.insert(headers::EXECUTED, HeaderValue::from_static(refusal.executed().as_str()));
+    answer_headers.insert(headers::REFUSED, HeaderValue::from_static(refusal.kind()));
     if let Some(seconds) = refusal.retry_after_secs() {
         answer_headers.insert(header::RETRY_AFTER, seconds.into());
     }
@@ -152,6 +165,8 @@ struct Stream {
     body: Option<Arriving>,
     held: Option<Held>,
     events: Option<Events>,
+    /// Ends when whose answer it is is no member any more.
+    over: Option<Over>,
     /// The answer broke off, the last words are on their way.
     breaking: Option<Pin<Box<Sleep>>>,
     interrupted: Counter,
@@ -163,6 +178,9 @@ impl Stream {
             ready!(leaving.as_mut().poll(context));
             return Poll::Ready(Some(Err("the worker was lost in the middle of its answer".into())));
         }
+        if self.over.as_mut().is_some_and(|over| over.as_mut().poll(context).is_ready()) {
+            return self.break_off(&"its worker is no longer a member", context);
+        }
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
         match ready!(Pin::new(body).poll_frame(context)) {
             Some(Ok(frame)) => {
@@ -172,23 +190,30 @@ impl Stream {
                 self.end_if_over();
                 Poll::Ready(Some(Ok(frame)))
             }
-            Some(Err(error)) => {
-                self.interrupted.inc();
-                if let Some(underway) = self.underway() {
-                    underway.on_break();
-                }
-                self.end();
-                tracing::debug!(%error, "answer broke off");
-                self.breaking = Some(Box::pin(tokio::time::sleep(LAST_WORDS_LEAVE_IN)));
-                let Some(events) = self.events.take() else { return self.poll(context) };
-                let refusal = Refusal::Interrupted("in the middle of its answer".into());
-                Poll::Ready(Some(Ok(Frame::data(events.last_words(&refusal.body("")).into()))))
-            }
+            Some(Err(error)) => self.break_off(&error, context),
             None => {
                 self.end_well();
                 Poll::Ready(None)
             }
         }
+    }
+
+    /// The answer has begun and will not come to its end.
+    fn break_off(
+        &mut self,
+        why: &dyn fmt::Display,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Failed>>> {
+        self.interrupted.inc();
+        if let Some(underway) = self.underway() {
+            underway.on_break();
+        }
+        self.end();
+        tracing::debug!(%why, "answer broke off");
+        self.breaking = Some(Box::pin(tokio::time::sleep(LAST_WORDS_LEAVE_IN)));
+        let Some(events) = self.events.take() else { return self.poll(context) };
+        let refusal = Refusal::Interrupted("in the middle of its answer".into());
+        Poll::Ready(Some(Ok(Frame::data(events.last_words(&refusal.body("")).into()))))
     }
 
     /// Who knows that nothing more comes does not ask for it.
@@ -212,6 +237,7 @@ impl Stream {
     fn end(&mut self) {
         self.body = None;
         self.held = None;
+        self.over = None;
     }
 }
 
@@ -224,7 +250,7 @@ impl Body for AnswerBody {
             && over.as_mut().poll(context).is_ready()
         {
             *self = AnswerBody::bytes("");
-            return Poll::Ready(Some(Err("who asked is no longer a member".into())));
+            return Poll::Ready(Some(Err("who asked is no longer a member, or no longer allowed to".into())));
         }
         let polled = match &mut self.0 {
             Kind::Ready(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),

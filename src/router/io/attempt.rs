@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     clock,
-    router::{Blame, Ended, Failure, Path, Refusal, Trouble, Worker, headers},
+    router::{Blame, Ended, Failure, Path, Refusal, Target, Trouble, Worker, headers},
     services::Upstream,
 };
 
@@ -198,7 +198,13 @@ impl Shared {
     }
 
     /// Reads from the head of another agent's answer whether it is one, and if not, what it means.
-    pub(super) fn judge(&self, answer: &Response<Incoming>, path: Path, underway: &mut Underway) -> Result<(), Failed> {
+    pub(super) fn judge(
+        &self,
+        answer: &Response<Incoming>,
+        target: &Target,
+        path: Path,
+        underway: &mut Underway,
+    ) -> Result<(), Failed> {
         let said = |name: HeaderName| answer.headers().get(name).and_then(|value| value.to_str().ok());
         if said(headers::WORKER).is_none() {
             // Not an agent: the tunnel's own error page, or somebody else's server.
@@ -212,8 +218,12 @@ impl Shared {
             Some(_) => Failure::Interrupted,
         };
         let retry_after = said(header::RETRY_AFTER).and_then(|text| text.parse().ok()).map(Duration::from_secs);
-        let full = answer.status() == http::StatusCode::TOO_MANY_REQUESTS;
-        let refusal = full.then(|| Refusal::Full(retry_after.unwrap_or(Duration::from_secs(1))));
+        let refusal = if answer.status() == http::StatusCode::TOO_MANY_REQUESTS {
+            Some(Refusal::Full(retry_after.unwrap_or(Duration::from_secs(1))))
+        } else {
+            let not_allowed = self.not_allowed(target);
+            (said(headers::REFUSED) == Some(not_allowed.kind())).then_some(not_allowed)
+        };
         let why = format!("refused over the {path} with status {}", answer.status().as_u16());
         Err(Failed { failure, trouble: None, refusal, why })
     }

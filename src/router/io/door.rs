@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 use tower::ServiceExt;
-use wiremesh_certs::{NodeId, OverlayIp, ProofChecker, TrustStore};
+use wiremesh_certs::{NodeId, OverlayIp, ProofChecker};
 
 use super::{
     Router, Shared,
@@ -27,7 +27,7 @@ use super::{
 use crate::{
     clock,
     router::{
-        Refusal, Report,
+        Refusal, Report, Whose,
         headers::{self, ADDED_BY_US_BYTES, MAX_HEADER_BYTES},
         health_json, stats_json,
     },
@@ -63,7 +63,7 @@ pub struct Surface {
 enum Door {
     Local(Option<ApiKey>),
     Overlay(IpNet),
-    Ingress(Box<(Mutex<ProofChecker>, Arc<TrustStore>)>),
+    Ingress(Box<Mutex<ProofChecker>>),
 }
 
 impl Router {
@@ -85,9 +85,9 @@ impl Router {
     }
 
     /// The surface where the tunnel of `node` ends: every request needs a proof of membership.
-    pub fn ingress(&self, node: NodeId, trust: Arc<TrustStore>, report: Arc<dyn Report>) -> Surface {
+    pub fn ingress(&self, node: NodeId, report: Arc<dyn Report>) -> Surface {
         let checker = Mutex::new(ProofChecker::new(node.to_hex(), clock::unix()));
-        self.surface(Door::Ingress(Box::new((checker, trust))), report, self.shared.calls.pages())
+        self.surface(Door::Ingress(Box::new(checker)), report, self.shared.calls.pages())
     }
 
     fn surface(&self, door: Door, report: Arc<dyn Report>, more: Pages) -> Surface {
@@ -136,6 +136,7 @@ impl Surface {
         }
         let id = self.shared.request_id(request.headers());
         request.headers_mut().insert(headers::REQUEST_ID, id.clone());
+        request.extensions_mut().insert(axum::extract::ConnectInfo(peer));
         // The pages of an agent never fail: their error type has no value.
         let Ok(page) = self.pages.clone().oneshot(request.map(axum::body::Body::new)).await;
         let mut answer = page.map(AnswerBody::page);
@@ -149,11 +150,21 @@ impl Surface {
         matches!(self.door, Door::Overlay(_))
     }
 
+    /// Ends when nobody may speak any longer from the overlay address that a connection of this door came from.
+    pub(super) async fn deserted(&self, peer: SocketAddr) {
+        match self.door {
+            Door::Overlay(_) => self.shared.belief.deserted(OverlayIp(peer.ip().to_canonical())).await,
+            Door::Local(_) | Door::Ingress(_) => std::future::pending().await,
+        }
+    }
+
     async fn answer_call(&self, request: Request<Incoming>, caller: Caller) -> Answer {
         let Some(believed) = caller.believed.clone() else { return self.shared.answer_call(request, caller).await };
         tokio::select! {
             answer = self.shared.answer_call(request, caller) => answer.map(|body| body.until(believed.over())),
-            () = believed.clone().over() => refuse(&Refusal::Interrupted("who asked is no longer a member".into()), ""),
+            () = believed.clone().over() => {
+                refuse(&Refusal::Interrupted("who asked is no longer a member, or no longer allowed to".into()), "")
+            }
         }
     }
 
@@ -162,7 +173,7 @@ impl Surface {
             Door::Local(_) => (MAX_HEADER_BYTES, Whence::Client),
             Door::Overlay(_) | Door::Ingress(_) => {
                 let by_overlay = OverlayIp(peer.ip().to_canonical());
-                let member = believed.as_ref().map_or(by_overlay, Believed::address);
+                let member = believed.as_ref().and_then(Believed::address).unwrap_or(by_overlay);
                 (MAX_HEADER_BYTES + ADDED_BY_US_BYTES, Whence::Member(member))
             }
         };
@@ -178,7 +189,7 @@ impl Surface {
         answer
     }
 
-    /// Who came in by a proof is named, as it may stay only as long as that is believed.
+    /// Another node is named: it may stay only as long as it is believed.
     fn let_in(&self, request: &mut Request<Incoming>, peer: SocketAddr) -> Result<Option<Believed>, Refusal> {
         match &self.door {
             Door::Local(None) => Ok(None),
@@ -194,13 +205,18 @@ impl Surface {
                 Ok(None)
             }
             Door::Overlay(network) => {
-                if network.contains(&peer.ip().to_canonical()) {
-                    return Ok(None);
+                let (belief, address) = (&self.shared.belief, OverlayIp(peer.ip().to_canonical()));
+                if !network.contains(&address.0) {
+                    return Err(Refusal::Forbidden("only members of the mesh, from their overlay address".into()));
                 }
-                Err(Refusal::Forbidden("only members of the mesh, from their overlay address".into()))
+                match belief.members.whose(address) {
+                    Whose::Member(member) => Ok(Some(Believed::member(belief, member))),
+                    Whose::Stranger => Ok(Some(Believed::stranger(belief))),
+                    Whose::Nobody => Err(Refusal::Forbidden("nobody has this overlay address".into())),
+                }
             }
-            Door::Ingress(parts) => {
-                let (checker, trust) = parts.as_ref();
+            Door::Ingress(checker) => {
+                let trust = &self.shared.belief.trust;
                 let headers = request.headers();
                 let proof = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
                 let proof = proof.ok_or_else(|| Refusal::NoProof("none was sent".into()))?;
@@ -214,7 +230,7 @@ impl Surface {
                 if let Some(own) = headers.remove(headers::AUTHORIZATION) {
                     headers.insert(header::AUTHORIZATION, own);
                 }
-                Ok(Some(Believed::new(member, trust.clone())))
+                Ok(Some(Believed::member(&self.shared.belief, member)))
             }
         }
     }

@@ -10,6 +10,7 @@ use super::{
     Shared,
     answer::{Answer, Held},
     attempt::Failed,
+    believed::{Believed, over},
     finish::Way,
     header,
     here::NotHere,
@@ -64,6 +65,7 @@ impl Shared {
             NotHere::NotOffered | NotHere::Draining | NotHere::Waits | NotHere::Failed(_) => selection.full_for,
         };
         let draining = matches!(&not_here, NotHere::Draining);
+        let mut forbidden = found.forbidden;
         let mut why = match not_here {
             NotHere::Failed(failed) => Some(failed.why),
             NotHere::NotOffered | NotHere::Draining | NotHere::Waits | NotHere::Full(_) => None,
@@ -75,7 +77,8 @@ impl Shared {
             let began_at = clock::now();
             outgoing.account.on_attempt(&worker.name, tried.path);
             let mut underway = Underway::begin(&self.fleet, &service, worker.id, tried.path);
-            let failed = match self.attempt(&outgoing, worker, tried.path, &mut underway).await {
+            let by = self.parts.members.known(&worker.id).map(|member| Believed::member(&self.belief, member));
+            let failed = match self.attempt(&outgoing, worker, by.as_ref(), tried.path, &mut underway).await {
                 Ok((answer, held)) => {
                     self.on_answered(&target, worker, tried.path);
                     let way = Way {
@@ -87,6 +90,7 @@ impl Shared {
                             None => Timing::default(),
                         }
                         .with("worker", clock::now().saturating_duration_since(began_at)),
+                        by,
                     };
                     return Ok(self.finish(
                         outgoing,
@@ -101,8 +105,13 @@ impl Shared {
             tracing::debug!(worker = %worker.name, path = %tried.path, why = failed.why, "attempt failed");
             underway.on_failed(failed.ended(tried.path));
             self.learn(&target, worker, tried.path, &failed);
-            if let Some(Refusal::Full(after)) = failed.refusal {
-                full = Some(full.map_or(after, |sooner: Duration| sooner.min(after)));
+            match failed.refusal {
+                Some(Refusal::Full(after)) => full = Some(full.map_or(after, |sooner: Duration| sooner.min(after))),
+                // The policy is the mesh's: all who offer the service would say the same. A model may be served by
+                // another service elsewhere.
+                Some(refusal) if matches!(target, Target::Service(_)) => return Err((outgoing, refusal)),
+                Some(_) => forbidden = true,
+                None => {}
             }
             next = plan.after(tried, failed.failure, outgoing.replay.is_intact());
             why = Some(failed.why);
@@ -119,11 +128,17 @@ impl Shared {
         let refusal = match (tried, full, why) {
             (Next::Uncertain, _, why) => Refusal::Interrupted(why.unwrap_or_default()),
             (_, Some(retry_after), _) => Refusal::Full(retry_after),
-            (_, None, Some(why)) => Refusal::NobodyReached { target, why },
             (_, None, None) if draining => Refusal::Draining,
+            (_, None, _) if forbidden => self.not_allowed(&target),
+            (_, None, Some(why)) => Refusal::NobodyReached { target, why },
             (_, None, None) => self.nobody_but(&target).await,
         };
         Err((outgoing, refusal))
+    }
+
+    /// The mesh's policy does not let this node call it.
+    pub(super) fn not_allowed(&self, target: &Target) -> Refusal {
+        Refusal::NotAllowed { who: self.parts.name.to_string(), target: target.clone() }
     }
 
     /// Whether a request would have to wait here. Of several services for one model one may be free.
@@ -157,18 +172,26 @@ impl Shared {
         &self,
         outgoing: &Outgoing,
         worker: &Worker,
+        by: Option<&Believed>,
         path: Path,
         underway: &mut Underway,
     ) -> Result<(Response<Incoming>, Held), Failed> {
         let sent_at = clock::now();
-        let sent = match path {
-            Path::Tunnel => self.through_tunnel(outgoing, worker).await.map(|answer| (answer, None)),
-            Path::Overlay | Path::Local => {
-                self.over_overlay(outgoing, worker).await.map(|(answer, lease)| (answer, Some(lease)))
+        let sending = async {
+            match path {
+                Path::Tunnel => self.through_tunnel(outgoing, worker).await.map(|answer| (answer, None)),
+                Path::Overlay | Path::Local => {
+                    self.over_overlay(outgoing, worker).await.map(|(answer, lease)| (answer, Some(lease)))
+                }
             }
         };
+        let sent = tokio::select! {
+            biased;
+            sent = sending => sent,
+            () = over(by.cloned()) => Err(put_out(outgoing)),
+        };
         let judged = sent.and_then(|(answer, lease)| {
-            self.judge(&answer, path, underway)?;
+            self.judge(&answer, &outgoing.needs.target, path, underway)?;
             Ok((answer, lease))
         });
         match judged {
@@ -262,7 +285,7 @@ impl Shared {
 
     pub(super) async fn find(&self, offer: &Offer) -> Found {
         let finding = tokio::time::timeout(FIND_TIMEOUT, self.parts.directory.find(offer));
-        let mut found = finding.await.unwrap_or(Found { workers: Vec::new(), source: Source::Http });
+        let mut found = finding.await.unwrap_or(Found { workers: Vec::new(), source: Source::Http, forbidden: false });
         found.workers.retain(|worker| worker.name != self.parts.name);
         found.workers.truncate(MAX_WORKERS);
         found
@@ -285,6 +308,12 @@ impl Shared {
         }
         selection
     }
+}
+
+/// The worker of an attempt is no member any longer: neither is it waited for, nor is it asked what became of the call.
+fn put_out(outgoing: &Outgoing) -> Failed {
+    let failure = if outgoing.replay.is_untouched() { Failure::Refused } else { Failure::Interrupted };
+    Failed::there(failure, "the worker is no longer a member")
 }
 
 /// Under which name the fleet knows what is asked for. A model has one that no service has: which service of a worker

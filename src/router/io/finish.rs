@@ -6,6 +6,7 @@ use hyper::upgrade::OnUpgrade;
 use super::{
     Shared,
     answer::{Answer, AnswerBody, Held, InFlight},
+    believed::Believed,
     outgoing::Outgoing,
     upgrade,
     upstreams::Arriving,
@@ -19,6 +20,8 @@ pub(super) struct Way {
     pub source: Source,
     /// Where the time to it went.
     pub timing: Timing,
+    /// Whose answer it is, if another member's.
+    pub by: Option<Believed>,
 }
 
 impl Shared {
@@ -46,7 +49,7 @@ impl Shared {
         held.called = called;
         if !switches {
             held.replay = Some(replay);
-            let body = AnswerBody::stream(body, held, events, self.counters.interrupted_answers.clone());
+            let body = AnswerBody::stream(body, held, events, way.by, self.counters.interrupted_answers.clone());
             return Response::from_parts(parts, body);
         }
         parts.headers.insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -55,7 +58,7 @@ impl Shared {
         }
         if let (Some(turn), Some(theirs)) = (turn, theirs) {
             let upgraded = InFlight::new(&self.counters.upgraded);
-            upgrade::splice(turn, theirs, (held, upgraded, account));
+            upgrade::splice(turn, theirs, way.by, (held, upgraded, account));
         }
         Response::from_parts(parts, AnswerBody::bytes(""))
     }

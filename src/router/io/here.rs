@@ -65,7 +65,12 @@ impl Shared {
         if self.is_draining() {
             return Err((outgoing, NotHere::Draining));
         }
-        let mut place = self.reserve(&outgoing.needs.target, outgoing.asker);
+        // Our own clients have our services anyway, whatever others may.
+        let serves = |service: &ServiceName| match &outgoing.believed {
+            Some(by) => by.may_call(service) && self.belief.may_offer(service),
+            None => true,
+        };
+        let mut place = self.reserve(&outgoing.needs.target, outgoing.asker, serves);
         loop {
             let permit = match place {
                 Ok((service, reservation)) => {
@@ -80,6 +85,9 @@ impl Shared {
             };
             let began_at = clock::now();
             outgoing.account.on_service(&service);
+            if let Some(by) = &outgoing.believed {
+                by.on_service(&service);
+            }
             outgoing.account.on_attempt(&self.parts.name, Path::Local);
             let failed = match self.to_upstream(&outgoing, permit.upstream()).await {
                 Ok(answer) => {
@@ -90,6 +98,7 @@ impl Shared {
                         timing: Timing::default()
                             .with("queue", began_at.saturating_duration_since(queued_at))
                             .with("upstream", clock::now().saturating_duration_since(began_at)),
+                        by: None,
                     };
                     let held = Held { permit: Some(permit), ..Held::default() };
                     return Ok(self.finish(outgoing, answer, held, way));

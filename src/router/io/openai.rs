@@ -20,6 +20,7 @@ use wiremesh_certs::{Offer, ServiceName};
 
 use super::{
     Shared,
+    believed::Believed,
     outbound::Whence,
     replay::{ALL_AHEAD_BYTES, AttemptBody, MAX_AHEAD_BYTES, Replay},
 };
@@ -73,7 +74,9 @@ pub(super) fn is_call(request: &Request<Incoming>) -> bool {
 pub(super) fn pages(shared: Arc<Shared>, whence: Whence) -> Pages {
     let listed = async move |shared: &Shared, headers: &HeaderMap| match whence {
         Whence::Client if !headers.contains_key(headers::VIA) => shared.listed().await,
-        Whence::Client | Whence::Member(_) => Listed::of([shared.served_here()]),
+        Whence::Client | Whence::Member(_) => {
+            Listed::of([shared.served_here(|service| shared.belief.may_offer(service))])
+        }
     };
     let all =
         async move |State(shared): State<Arc<Shared>>, headers: HeaderMap| Json(listed(&shared, &headers).await.json());
@@ -129,20 +132,25 @@ impl Shared {
         }
     }
 
-    /// A place at a service of this node that answers for it: of several the first that is free.
+    /// A place at a service of this node that answers for it, of those that `serves` the asker: of several the first that
+    /// is free.
     pub(super) fn reserve(
         &self,
         target: &Target,
         asker: Asker,
+        serves: impl Fn(&ServiceName) -> bool,
     ) -> Result<(ServiceName, Reservation), services::Refused> {
         let services = &self.parts.services;
         let model = match target {
-            Target::Service(service) => return Ok((service.clone(), services.reserve_for(service, asker)?)),
+            Target::Service(service) if serves(service) => {
+                return Ok((service.clone(), services.reserve_for(service, asker)?));
+            }
+            Target::Service(_) => return Err(services::Refused::NotOffered),
             Target::Model(model) => model.as_str(),
         };
         let (mut waiting, mut refused) = (None, services::Refused::NotOffered);
         for (service, models) in services.models().iter() {
-            if !models.iter().any(|served| served == model) {
+            if !models.iter().any(|served| served == model) || !serves(service) {
                 continue;
             }
             match services.reserve_for(service, asker) {
@@ -155,6 +163,23 @@ impl Shared {
             }
         }
         waiting.ok_or(refused)
+    }
+
+    /// Whether the mesh's policy lets another node have this of the services here; if there are none for it, it is as if.
+    pub(super) fn admit(&self, by: &Believed, target: &Target) -> Result<(), Refusal> {
+        let first = match target {
+            Target::Service(service) => Some(service.clone()),
+            Target::Model(model) => {
+                let models = self.parts.services.models();
+                let mut serving = models.iter().filter(|(_, models)| models.iter().any(|name| name == model.as_str()));
+                let first = serving.clone().next().map(|(service, _)| service.clone());
+                if serving.any(|(service, _)| by.may_call(service)) { None } else { first }
+            }
+        };
+        match first.filter(|service| !by.may_call(service)) {
+            Some(service) => Err(Refusal::NotAllowed { who: by.name().to_owned(), target: Target::Service(service) }),
+            None => Ok(()),
+        }
     }
 
     /// The service of this node that a request for it would have to do with.
@@ -174,12 +199,12 @@ impl Shared {
     pub(super) async fn find_target(&self, target: &Target) -> Found {
         let found = self.find(&target.offer()).await;
         let Target::Model(model) = target else { return found };
-        if !found.workers.is_empty() {
+        if !found.workers.is_empty() || found.forbidden {
             return found;
         }
         let others = self.others().await;
         let serving = others.iter().filter(|(_, models)| models.contains(model));
-        Found { workers: serving.map(|(worker, _)| worker.clone()).collect(), source: Source::Cache }
+        Found { workers: serving.map(|(worker, _)| worker.clone()).collect(), source: Source::Cache, forbidden: false }
     }
 
     /// Nobody answers for it; names like a model's are found out.
@@ -204,14 +229,14 @@ impl Shared {
         let others = self.others().await;
         let others =
             others.iter().map(|(worker, models)| Served { worker: worker.name.clone(), models: models.clone() });
-        Listed::of(std::iter::once(self.served_here()).chain(others))
+        Listed::of(std::iter::once(self.served_here(|_| true)).chain(others))
     }
 
-    /// What the services of this node serve that are up.
-    fn served_here(&self) -> Served {
+    /// What the services of this node serve that are up, of those that are to be shown.
+    fn served_here(&self, shown: impl Fn(&ServiceName) -> bool) -> Served {
         let offered = self.parts.services.offered();
         let served = self.parts.services.models();
-        let up = served.iter().filter(|(service, _)| offered.contains(service));
+        let up = served.iter().filter(|(service, _)| offered.contains(service) && shown(service));
         Served {
             worker: self.parts.name.clone(),
             models: up.flat_map(|(_, models)| models.iter()).filter_map(|name| ModelName::new(name)).collect(),

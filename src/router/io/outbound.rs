@@ -43,7 +43,7 @@ pub(super) struct Caller {
     pub whence: Whence,
     /// The most bytes of headers.
     pub header_limit: usize,
-    /// Whether who came in by a proof is still believed.
+    /// Which other node it is, if it is one.
     pub believed: Option<Believed>,
     /// Those of the listener it came in by.
     pub connections: Arc<Connections>,
@@ -82,7 +82,7 @@ impl Shared {
         let turn = upgrade.is_some().then(|| Turn {
             client: hyper::upgrade::on(&mut request),
             connections: caller.connections,
-            believed: caller.believed,
+            believed: caller.believed.clone(),
         });
         let expects = headers::expects(request.headers());
         let (mut parts, body) = request.into_parts();
@@ -92,6 +92,9 @@ impl Shared {
             Some(needs) => needs,
             None => Box::pin(self.needs_of_model(&parts, &asked, &replay)).await?,
         };
+        if let Some(by) = &caller.believed {
+            self.admit(by, &needs.target)?;
+        }
 
         headers::strip_hop_by_hop(&mut parts.headers);
         headers::strip_ours(&mut parts.headers, None);
@@ -110,6 +113,7 @@ impl Shared {
                 Whence::Client => Asker::Own,
                 Whence::Member(member) => Asker::Member(member),
             },
+            believed: caller.believed,
             called: if by_us { None } else { Some(self.calls.begin(via.call)?) },
             via,
             headers: parts.headers,

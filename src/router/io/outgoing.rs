@@ -23,7 +23,7 @@ pub(super) struct Turn {
     pub client: OnUpgrade,
     /// Those of the listener it came in by.
     pub connections: Arc<Connections>,
-    /// Whether who came in by a proof is still believed.
+    /// Which other node it is, if it is one.
     pub believed: Option<Believed>,
 }
 
@@ -49,6 +49,8 @@ pub(super) struct Outgoing {
     pub in_flight: InFlight,
     /// Whose it is, for the line of a service of this node.
     pub asker: Asker,
+    /// Which other node that is, if it is one.
+    pub believed: Option<Believed>,
     /// What its caller is told of it, if that is another agent.
     pub called: Option<Called>,
     pub account: Account,

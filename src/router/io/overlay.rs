@@ -102,6 +102,17 @@ impl Pool {
         });
     }
 
+    /// Gives up the connections to agents that are not to be kept, and with them every request there.
+    pub fn retain(&self, is_kept: impl Fn(&SocketAddr) -> bool) {
+        lock(&self.workers).retain(|address, connections| {
+            let stays = is_kept(address);
+            if !stays {
+                lock(&connections.open).iter().for_each(|connection| connection.dead.cancel());
+            }
+            stays
+        });
+    }
+
     fn connections(&self, address: SocketAddr) -> Arc<Connections> {
         let mut workers = lock(&self.workers);
         if workers.len() >= MAX_WORKERS && !workers.contains_key(&address) {

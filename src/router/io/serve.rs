@@ -161,6 +161,7 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     // One more holds it for each request until the end of its answer.
     let busy = Arc::new(AtomicUsize::new(0));
     let asked = busy.clone();
+    let door = surface.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let (surface, connections) = (surface.clone(), for_requests.clone());
         asked.fetch_add(1, Ordering::Relaxed);
@@ -190,6 +191,10 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
+        () = door.deserted(peer) => {
+            tracing::info!(%peer, "its member is revoked, its connection is closed");
+            return;
+        }
         () = idle(&busy) => {
             tracing::trace!(%peer, "nothing asked for long");
             serving.as_mut().graceful_shutdown();

@@ -3,10 +3,13 @@
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
-use super::{believed::Believed, outgoing::Turn};
+use super::{
+    believed::{Believed, over},
+    outgoing::Turn,
+};
 
-/// Joins the client's side and the worker's once both have switched. `held` is given up at the end.
-pub(super) fn splice(turn: Turn, theirs: OnUpgrade, held: impl Send + 'static) {
+/// Joins the client's side and that of the worker, `by`, once both have switched. `held` is given up at the end.
+pub(super) fn splice(turn: Turn, theirs: OnUpgrade, by: Option<Believed>, held: impl Send + 'static) {
     let Turn { client: ours, connections, believed } = turn;
     let killed = connections.killed.clone();
     connections.tracker.spawn(async move {
@@ -18,16 +21,9 @@ pub(super) fn splice(turn: Turn, theirs: OnUpgrade, held: impl Send + 'static) {
         };
         tokio::select! {
             () = over(believed) => tracing::debug!("upgraded connection cut"),
+            () = over(by) => tracing::debug!("upgraded connection cut"),
             () = killed.cancelled() => tracing::debug!("upgraded connection aborted: the drain is over"),
             passed = passing => tracing::debug!(?passed, "upgraded connection ended"),
         }
     });
-}
-
-/// Never, for whoever came in by another way than a proof.
-async fn over(believed: Option<Believed>) {
-    match believed {
-        Some(believed) => believed.over().await,
-        None => std::future::pending().await,
-    }
 }

@@ -75,7 +75,8 @@ pub async fn renew(
     shared.metrics.renewed.inc();
     tracing::info!(name = %member.name, identity = %member.identity, "certificate renewed");
     shared.registry().admit(member);
-    Ok(Json(RenewResponse { certificate: chain.to_pem() }))
+    let revocations = shared.revocations().map(|signed| signed.as_ref().clone());
+    Ok(Json(RenewResponse { certificate: chain.to_pem(), revocations }))
 }
 
 fn welcome(shared: &Shared, member: Member, chain: &Chain) -> EnrollResponse {

@@ -133,5 +133,6 @@ fn answer(
         interval_secs: shared.config.heartbeat_interval.as_secs(),
         register: !shared.registry().is_registered(by.id()),
         copied: None,
+        send_revocations: false,
     }
 }

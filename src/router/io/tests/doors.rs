@@ -72,34 +72,6 @@ async fn a_revoked_member_is_known_and_not_let_in() {
 }
 
 #[tokio::test]
-async fn a_member_that_is_revoked_while_it_is_answered_through_the_ingress_is_cut_off() {
-    let mesh = Mesh::new();
-    let endless = upstream(async |_: Request<_>| {
-        let (pieces, body) = piped();
-        tokio::task::spawn(async move {
-            while pieces.send(Ok("x".into())).await.is_ok() {
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-            }
-        });
-        Ok(http::Response::new(body))
-    })
-    .await;
-    let worker = mesh.agent("bob", 3, Service::ocr(endless)).await;
-    let (key, chain) = mesh.member("carol", 4);
-    let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(9);
-    let proof =
-        proof_header(&key, &chain, &worker.id.to_hex(), "GET", "/service/ocr", clock::unix(), &mut rng).unwrap();
-    let request = Request::get(format!("http://{}/service/ocr", worker.ingress)).header("authorization", proof);
-    let mut answer = client().request(request.body(text("")).unwrap()).await.unwrap().into_body();
-    assert!(http_body_util::BodyExt::frame(&mut answer).await.unwrap().is_ok());
-
-    mesh.revoke(&key);
-
-    let cut = async { while let Some(Ok(_)) = http_body_util::BodyExt::frame(&mut answer).await {} };
-    tokio::time::timeout(std::time::Duration::from_secs(5), cut).await.expect("the answer is cut");
-}
-
-#[tokio::test]
 async fn a_request_that_came_through_the_mesh_is_not_sent_on_also_without_the_header_that_says_so() {
     let mesh = Mesh::new();
     let (address, count) = named("there").await;

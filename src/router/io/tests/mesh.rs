@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     convert::Infallible,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -31,7 +34,7 @@ use wiremesh_certs::*;
 use crate::{
     clock,
     router::{
-        DirectoryCounters, Find, Found, HealthReport, Report, Source, Status, Worker,
+        DirectoryCounters, Find, Found, HealthReport, Members, Report, Source, Status, Whose, Worker,
         io::{ApiKey, Parts, Router, serve},
     },
     services::{self, Capabilities, Machine, ServiceConfig},
@@ -44,6 +47,8 @@ pub struct Mesh {
     pub audience: crate::router::io::Audience,
     authority: Authority,
     pub trust: Arc<TrustStore>,
+    /// Who is a member, for all agents.
+    pub register: Arc<Register>,
     rng: Mutex<StdRng>,
 }
 
@@ -59,36 +64,79 @@ impl Mesh {
             CaParameters { mesh: "test".parse().unwrap(), network: "127.0.0.0/8".parse().unwrap(), lifetime: DAY };
         let authority = Authority::create(&parameters, clock::unix(), &mut rng).unwrap();
         let trust = Arc::new(TrustStore::new(Trust::new(authority.certificate().clone())));
-        Mesh { audience: Default::default(), authority, trust, rng: Mutex::new(rng) }
+        Mesh { audience: Default::default(), authority, trust, register: Arc::default(), rng: Mutex::new(rng) }
     }
 
     /// A key and a certificate for it.
     pub fn member(&self, name: &str, last_byte: u8) -> (Arc<IdentityKey>, Chain) {
+        self.member_of(name, last_byte, &[], DAY)
+    }
+
+    /// The same, in groups, and for as long.
+    pub fn member_of(
+        &self,
+        name: &str,
+        last_byte: u8,
+        groups: &[&str],
+        lifetime: Duration,
+    ) -> (Arc<IdentityKey>, Chain) {
+        let key = IdentityKey::generate(&mut *self.rng.lock().unwrap());
+        let chain = self.certify(&key, name, last_byte, groups, lifetime);
+        (Arc::new(key), chain)
+    }
+
+    /// A certificate for this key; everybody hears of it.
+    pub fn certify(&self, key: &IdentityKey, name: &str, last_byte: u8, groups: &[&str], lifetime: Duration) -> Chain {
         let mut rng = self.rng.lock().unwrap();
-        let key = IdentityKey::generate(&mut *rng);
         let claims = Claims {
             identity: key.id(),
             wg: WgPrivateKey::generate(&mut *rng).public(),
             name: name.parse().unwrap(),
             address: OverlayIp([127, 0, 0, last_byte].into()),
-            groups: Vec::new(),
+            groups: groups.iter().map(|group| group.parse().unwrap()).collect(),
             services: AllowedServices::Any,
-            lifetime: DAY,
+            lifetime,
         };
         let chain = self.authority.issue(&claims, clock::unix(), &mut *rng).unwrap();
-        (Arc::new(key), chain)
+        let verified = self.trust.current().verify(&chain, clock::unix()).unwrap();
+        self.register.known.lock().unwrap().insert(key.id(), verified);
+        chain
     }
 
     pub fn revoke(&self, key: &IdentityKey) {
-        let list = RevocationList { number: 1, identities: [key.id()].into(), ..RevocationList::default() };
-        let signed = self.authority.sign_revocations(&list).unwrap();
+        self.apply(RevocationList { identities: [key.id()].into(), ..RevocationList::default() });
+    }
+
+    /// The member with this key is who speaks at the door of the overlay.
+    pub fn speaks(&self, key: &IdentityKey) {
+        *self.register.speaks.lock().unwrap() = Some(key.id());
+    }
+
+    /// Only members of these groups may offer "ocr", and only of those call it.
+    pub fn rule(&self, offer: Option<&[&str]>, call: Option<&[&str]>) {
+        let groups = |groups: &[&str]| groups.iter().map(|group| group.parse().unwrap()).collect();
+        let rule = Rule { offer: offer.map(groups), call: call.map(groups) };
+        let policy = Policy { services: [("ocr".parse().unwrap(), rule)].into(), ..Policy::default() };
+        self.apply(RevocationList { policy, ..RevocationList::default() });
+    }
+
+    fn apply(&self, list: RevocationList) {
+        let number = self.trust.current().revocation_number() + 1;
+        let signed = self.authority.sign_revocations(&RevocationList { number, ..list }).unwrap();
         self.trust.apply_revocations(&signed, clock::unix()).unwrap();
     }
 
     /// An agent that offers `service` of the upstream, if there is one.
     pub async fn agent(&self, name: &str, last_byte: u8, service: Option<Service>) -> Agent {
-        let (key, chain) = self.member(name, last_byte);
+        self.agent_of(name, last_byte, &[], service).await
+    }
+
+    /// The same, in groups.
+    pub async fn agent_of(&self, name: &str, last_byte: u8, groups: &[&str], service: Option<Service>) -> Agent {
+        let (key, chain) = self.member_of(name, last_byte, groups, DAY);
         let id = key.id();
+        let own = self.trust.current().verify(&chain, clock::unix()).unwrap();
+        let identity = key.clone();
         let proofs = Mutex::new(StdRng::seed_from_u64(u64::from(last_byte)));
         let prove: crate::router::Prove = Arc::new(move |worker, method, path| {
             let mut rng = proofs.lock().unwrap();
@@ -106,6 +154,8 @@ impl Mesh {
             services: services.clone(),
             directory: directory.clone(),
             prove,
+            members: Arc::new(Neighbours { own, register: self.register.clone() }),
+            trust: self.trust.clone(),
             overlay: true,
             audience: self.audience.clone(),
             seed: u64::from(last_byte),
@@ -115,6 +165,7 @@ impl Mesh {
         let report: Arc<dyn Report> = Arc::new(Facts(name.parse().unwrap(), services.clone()));
         let mut agent = Agent {
             id,
+            key: identity,
             name: name.parse().unwrap(),
             router: router.clone(),
             services,
@@ -129,7 +180,7 @@ impl Mesh {
         let surfaces = [
             router.local(None, report.clone(), axum::Router::new()),
             router.overlay(network, report.clone(), axum::Router::new()),
-            router.ingress(id, self.trust.clone(), report),
+            router.ingress(id, report),
         ];
         for (surface, address) in surfaces.into_iter().zip([&mut agent.local, &mut agent.overlay, &mut agent.ingress]) {
             let listener = TcpListener::bind(*address).await.unwrap();
@@ -175,6 +226,7 @@ impl Service {
 
 pub struct Agent {
     pub id: NodeId,
+    pub key: Arc<IdentityKey>,
     pub name: NodeName,
     pub router: Router,
     pub services: services::Handle,
@@ -252,13 +304,50 @@ pub struct Directory {
     /// Where this has an answer, it is the answer.
     pub by_offer: Mutex<BTreeMap<Offer, Vec<Worker>>>,
     pub forgotten: Mutex<Vec<NodeId>>,
+    /// Whether policy keeps the agent from calling anybody.
+    pub forbidden: AtomicBool,
+}
+
+/// Who is a member, and whom the loopback address stands for that all connections in these tests come from.
+#[derive(Default)]
+pub struct Register {
+    pub known: Mutex<BTreeMap<NodeId, Verified>>,
+    pub speaks: Mutex<Option<NodeId>>,
+}
+
+struct Neighbours {
+    own: Verified,
+    register: Arc<Register>,
+}
+
+impl Members for Neighbours {
+    fn own(&self) -> Verified {
+        self.own.clone()
+    }
+
+    fn whose(&self, _: OverlayIp) -> Whose {
+        match *self.register.speaks.lock().unwrap() {
+            Some(id) => self.known(&id).map_or(Whose::Nobody, Whose::Member),
+            None => Whose::Stranger,
+        }
+    }
+
+    fn known(&self, member: &NodeId) -> Option<Verified> {
+        self.register.known.lock().unwrap().get(member).cloned()
+    }
+
+    fn latest<'a>(&'a self, _: &'a Verified) -> BoxFuture<'a, Option<Verified>> {
+        std::future::ready(None).boxed()
+    }
 }
 
 impl Find for Directory {
     fn find<'a>(&'a self, offer: &'a Offer) -> BoxFuture<'a, Found> {
         let known = self.by_offer.lock().unwrap().get(offer).cloned();
         let workers = known.unwrap_or_else(|| self.workers.lock().unwrap().clone());
-        std::future::ready(Found { workers, source: Source::Dht }).boxed()
+        let forbidden = self.forbidden.load(Ordering::Relaxed);
+        let workers = if forbidden { Vec::new() } else { workers };
+        std::future::ready(Found { workers, source: Source::Dht, forbidden }).boxed()
     }
 
     fn forget(&self, _: &Offer, worker: &NodeId) {
