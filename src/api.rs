@@ -7,11 +7,12 @@ pub mod authority;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt, net::IpAddr};
 use wiremesh_certs::{
     MeshName, NodeId, NodeName, NodeRecord, OverlayIp, ServiceName, Signed, SignedRevocations, TunnelUrl, UnixTime,
     WgPublicKey,
 };
+use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::words;
 
@@ -47,11 +48,35 @@ pub fn audience(mesh: &MeshName) -> String {
     format!("coordinator.{mesh}")
 }
 
+/// Text that opens something. Zeroed when dropped; `Debug` does not show it.
+#[derive(Clone, Deserialize, Serialize, Zeroize, ZeroizeOnDrop)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Takes it over: `text` must have been made with the room it needs, for a string that grows leaves its beginnings
+    /// behind.
+    pub fn new(text: String) -> Secret {
+        Secret(text)
+    }
+
+    /// The text itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
 /// `POST /api/enroll`.
-#[derive(Clone, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct EnrollRequest {
     /// The secret of the join token, base64url.
-    pub token: String,
+    pub token: Secret,
     /// PKCS#10 in PEM: name, identity key, WireGuard key, and the proof that the asker has the identity key.
     pub csr: String,
     /// The WireGuard key again, as it is in the request.
@@ -113,6 +138,22 @@ pub struct RenewResponse {
     pub revocations: Option<SignedRevocations>,
 }
 
+/// `POST /api/certs/rekey`, proved by the present keys.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct RekeyRequest {
+    /// PKCS#10 in PEM: the same name, the next identity key and the proof of having it, the next WireGuard key.
+    pub csr: String,
+    /// The next WireGuard key again, as it is in the request.
+    pub wireguard_key: WgPublicKey,
+}
+
+/// The answer.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct RekeyResponse {
+    /// The chain of the next keys in PEM, leaf first. The present one is revoked when the next one is first used.
+    pub certificate: String,
+}
+
 /// `POST /api/worker/register`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct RegisterRequest {
@@ -130,6 +171,9 @@ pub struct RegisterRequest {
     /// The number of the revocation list it has.
     #[serde(default)]
     pub revocation_number: u64,
+    /// Which process says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<Instance>,
 }
 
 /// `POST /api/worker/heartbeat`.
@@ -140,6 +184,39 @@ pub struct HeartbeatRequest {
     /// The number of the revocation list it has.
     #[serde(default)]
     pub revocation_number: u64,
+    /// Which process says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<Instance>,
+}
+
+/// One run of an agent: 128 random bits, drawn anew at each start. Not a secret. Two of them that speak for one identity
+/// in turn are two machines.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Instance(pub [u8; 16]);
+
+impl Serialize for Instance {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&hex::encode(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Instance {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Instance, D::Error> {
+        let mut bytes = [0; 16];
+        hex::decode_to_slice(String::deserialize(deserializer)?, &mut bytes).map_err(serde::de::Error::custom)?;
+        Ok(Instance(bytes))
+    }
+}
+
+/// Somebody else uses a member's keys.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Copied {
+    /// Where the other was last heard from.
+    pub seen_from: IpAddr,
+    /// When it was.
+    pub last_seen: UnixTime,
+    /// When the two were first found out.
+    pub since: UnixTime,
 }
 
 /// The answer to both.
@@ -161,6 +238,9 @@ pub struct HeartbeatResponse {
     /// The node has not said what it is capable of since the coordinator last heard of it: register again.
     #[serde(default)]
     pub register: bool,
+    /// Another process uses this node's keys at the same time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copied: Option<Copied>,
     /// The node has a newer list than the coordinator, which was restored from a backup: send it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub send_revocations: bool,
@@ -368,8 +448,8 @@ pub mod admin {
     pub struct CreatedToken {
         /// To revoke it by.
         pub id: String,
-        /// The token. A secret.
-        pub token: String,
+        /// The token.
+        pub token: Secret,
         /// When it ends.
         pub expires_at: UnixTime,
         /// By how many machines it may be used.

@@ -10,6 +10,7 @@ pub mod demo;
 mod drain;
 pub mod failure;
 mod join;
+mod keys;
 mod ping;
 mod renew;
 mod revoke;
@@ -28,6 +29,7 @@ use clap::{CommandFactory, Parser};
 
 use failure::Failure;
 use view::View;
+use wiremesh_certs::no_core_dumps;
 
 use crate::clock;
 
@@ -76,6 +78,7 @@ enum Networked {
     },
     Ping(ping::Args),
     Drain(drain::Args),
+    Keys(keys::Args),
 }
 
 /// Commands that need no runtime, or their own.
@@ -111,6 +114,13 @@ pub fn main() -> ExitCode {
             return ExitCode::from(exit);
         }
     };
+    // Keys, tokens and passphrases are in the memory of all of these. A demo makes namespaces, for which the kernel wants
+    // processes that can be looked into; the agents that it starts say this for themselves.
+    if matches!(&cli.command, Command::Networked(_) | Command::Local(Local::Cert(_)))
+        && let Err(error) = no_core_dumps()
+    {
+        let _ = writeln!(io::stderr(), "warning: a crash may write this program's memory to disk: {error}");
+    }
     let ended = match cli.command {
         Command::Local(command) => local(command),
         Command::Networked(command) => {
@@ -137,6 +147,7 @@ async fn networked(command: Networked) -> Result<u8, Failure> {
         Networked::Call { at, call } => return call::run(&call, &at.socket()?, out, &mut io::stderr()).await,
         Networked::Ping(args) => ping::run(&args, out).await?,
         Networked::Drain(args) => drain::run(&args, out).await?,
+        Networked::Keys(args) => keys::run(&args, out).await?,
     }
     Ok(failure::DONE)
 }

@@ -9,6 +9,7 @@ use std::{
 use ipnet::IpNet;
 use serde::Deserialize;
 use wiremesh_certs::{NodeName, ServiceName, TunnelUrl, WgPublicKey};
+use zeroize::Zeroizing;
 
 use crate::{
     services::{self, Expected, Kind},
@@ -24,6 +25,8 @@ pub const MIN_OVERLAY_MTU: u16 = 1280;
 const AUTO: &str = "auto";
 /// How long one command may hold up the end of the agent.
 const MAX_STOP_GRACE: Duration = Duration::from_secs(600);
+/// The shortest life of an agent's keys.
+const MIN_ROTATION: Duration = Duration::from_secs(3600);
 /// New keys more often than this cost more than they protect.
 const MIN_REKEY_AFTER: Duration = Duration::from_secs(1);
 /// WireGuard makes new keys at this age by itself.
@@ -42,6 +45,8 @@ pub struct Config {
     pub coordinators: Vec<String>,
     /// How long answers in flight may take to end when the agent is asked to stop.
     pub drain_grace: Duration,
+    /// How often it changes its keys; `None`: only when told to.
+    pub rotate_keys_every: Option<Duration>,
     /// The network of packets.
     pub overlay: OverlayConfig,
     /// The table of who offers what.
@@ -58,7 +63,7 @@ pub struct Config {
 #[derive(Clone)]
 pub enum JoinTokenSource {
     /// In the configuration itself.
-    Text(String),
+    Text(Zeroizing<String>),
     /// In a file of its own.
     File(PathBuf),
 }
@@ -205,7 +210,7 @@ impl Config {
             (Some(_), Some(_)) => {
                 return Err(BadSettings::about("join_token", "given, and join_token_file too; one is enough"));
             }
-            (Some(text), None) => Some(JoinTokenSource::Text(text)),
+            (Some(text), None) => Some(JoinTokenSource::Text(Zeroizing::new(text))),
             (None, Some(path)) => Some(JoinTokenSource::File(path)),
             (None, None) => None,
         };
@@ -220,12 +225,25 @@ impl Config {
             join_token,
             coordinators: file.coordinators,
             drain_grace: file.drain_grace.0,
+            rotate_keys_every: rotation(file.rotate_keys_every.0)?,
             overlay: file.overlay.check()?,
             dht: DhtConfig { enabled: file.dht.enabled, port: file.dht.port },
             api: file.api.check()?,
             telemetry: file.telemetry.check()?,
             services: check_services(file.service)?,
         })
+    }
+}
+
+/// Each change starts the agent's parts anew and leaves an identity on the revocation list: not something to be done all
+/// the time.
+fn rotation(every: Duration) -> Result<Option<Duration>, BadSettings> {
+    match every {
+        Duration::ZERO => Ok(None),
+        every if every < MIN_ROTATION => {
+            Err(BadSettings::about("rotate_keys_every", "0s (never by itself) or at least 1h"))
+        }
+        every => Ok(Some(every)),
     }
 }
 
@@ -239,6 +257,7 @@ struct File {
     join_token_file: Option<PathBuf>,
     coordinators: Vec<String>,
     drain_grace: Span,
+    rotate_keys_every: Span,
     overlay: OverlayFile,
     dht: DhtFile,
     api: ApiFile,
@@ -255,6 +274,7 @@ impl Default for File {
             join_token_file: None,
             coordinators: Vec::new(),
             drain_grace: Span(Duration::from_secs(30)),
+            rotate_keys_every: Span(Duration::ZERO),
             overlay: OverlayFile::default(),
             dht: DhtFile::default(),
             api: ApiFile::default(),

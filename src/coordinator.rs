@@ -12,6 +12,8 @@
 //!
 //! - [`registry`]: members, records, health, discovery, seeds; a state machine
 //! - [`enrolment`]: who may join; a function
+//! - [`rekey`]: who may change its keys; a function
+//! - [`copies`]: which identity is used twice at once; a state machine
 //! - [`limiter`]: how often joining may fail
 //! - [`audit`]: what was done about who is in the mesh
 //! - [`care`]: what an operator should see to; functions
@@ -22,6 +24,7 @@
 pub mod audit;
 pub mod care;
 pub mod config;
+pub mod copies;
 pub mod enrolment;
 pub(crate) mod fuzz;
 pub mod io;
@@ -29,6 +32,7 @@ pub mod limiter;
 pub mod list;
 pub mod page;
 pub mod registry;
+pub mod rekey;
 pub mod rotation;
 
 pub use config::Config;

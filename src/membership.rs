@@ -13,6 +13,7 @@
 //! - [`lease`]: when to renew
 //! - [`heartbeat`]: when to report, and to which coordinator
 //! - [`joining`]: what is asked for, and whether the answer may be believed
+//! - [`rekey`]: when to change our keys
 //! - [`skew`]: how far our clock is off
 //! - [`state`]: what the files say
 //! - [`io`]: the files, TLS, HTTP, the loop
@@ -22,5 +23,6 @@ pub mod heartbeat;
 pub mod io;
 pub mod joining;
 pub mod lease;
+pub mod rekey;
 pub mod skew;
 pub mod state;

@@ -21,6 +21,7 @@ mod proof;
 mod record;
 mod request;
 mod revocation;
+mod secrecy;
 mod signed;
 mod time;
 mod token;
@@ -47,6 +48,7 @@ pub use record::{
 };
 pub use request::{BadRequest, CertificateRequest, MAX_REQUEST_BYTES, generate_keys};
 pub use revocation::{MAX_AUTHORITIES, MAX_CROSSES, MAX_REVOCATIONS, RevocationList, SignedRevocations};
+pub use secrecy::no_core_dumps;
 pub use signed::{BadEnvelope, Payload, SignError, Signed};
 pub use time::UnixTime;
 pub use token::{BadToken, JoinToken, MAX_TOKEN_BYTES, MAX_URLS, hash_of_secret};

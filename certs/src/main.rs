@@ -2,9 +2,11 @@
 
 use std::{process::ExitCode, time::SystemTime};
 
-use wiremesh_certs::{UnixTime, cli};
+use wiremesh_certs::{UnixTime, cli, no_core_dumps};
 
 fn main() -> ExitCode {
+    // It goes on without: on a kernel that does not know this, there is nothing else to be done.
+    let _ = no_core_dumps();
     match cli::parse::<cli::Cli>() {
         Ok(arguments) => cli::execute(&arguments.command, now(), &mut rand::rng()),
         Err(code) => code,

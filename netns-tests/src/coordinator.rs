@@ -26,6 +26,7 @@ pub struct Coordinator {
     pub node: Node,
     /// The program, while it runs.
     pub process: Option<Process>,
+    log_filter: String,
     folder: PathBuf,
     place: Arc<Place>,
 }
@@ -58,7 +59,7 @@ impl Coordinator {
                 "data_dir = {data:?}\nlisten = \"{address}\"\npublic_urls = [\"https://{address}\"]\n{configuration}\n"
             ),
         )?;
-        let mut coordinator = Coordinator { node, process: None, folder, place };
+        let mut coordinator = Coordinator { node, process: None, log_filter: LOG_FILTER.to_owned(), folder, place };
         coordinator.restart()?;
         Ok(coordinator)
     }
@@ -67,7 +68,7 @@ impl Coordinator {
     pub fn restart(&mut self) -> anyhow::Result<()> {
         self.stop();
         let mut command = self.place.wiremesh(&self.node)?;
-        command.arg("coordinator").arg("--config").arg(self.config()).env("RUST_LOG", LOG_FILTER);
+        command.arg("coordinator").arg("--config").arg(self.config()).env("RUST_LOG", &self.log_filter);
         let log = self.folder.join("coordinator.log");
         let mut process = Process::start("coordinator", command, &log)?;
         let address = (self.node.address(), PORT);
@@ -78,6 +79,11 @@ impl Coordinator {
         })?;
         self.process = Some(process);
         Ok(())
+    }
+
+    /// It will log this much from its next start on.
+    pub fn set_log_filter(&mut self, filter: &str) {
+        self.log_filter = filter.to_owned();
     }
 
     /// Ends it without warning.

@@ -19,11 +19,11 @@ use tokio::{
 use wiremesh_certs::{Verified, files};
 
 use super::{
-    Agent,
+    Agent, Kept,
     adapters::{self, Acquaintances, Coordinator, Pages, PhoneBook},
     drain,
     glue::{self, Recorder},
-    members,
+    keys, members,
     neighbours::Gossip,
     options,
     record::Author,
@@ -31,16 +31,21 @@ use super::{
     telling::Telling,
     view::View,
 };
-use crate::{
-    cli::failure::Failure, clock, config::Config, directory, membership, overlay, router, services, task::Tasks,
-};
+use crate::{cli::failure::Failure, clock, config::Config, directory, membership, overlay, router, task::Tasks};
 
 /// Connections that wait in the kernel to be accepted.
 const LISTEN_BACKLOG: u32 = 1024;
 
 /// Makes the parts and joins them; the agent answers when this returns. The overlay gets tasks of its own, `ground`: it is
-/// stopped after all others.
-pub async fn start(config: &Config, tasks: &Tasks, ground: &Tasks, started_at: Instant) -> Result<Agent, Failure> {
+/// stopped after all others. What is `kept` runs on from the start before.
+pub async fn start(
+    config: &Config,
+    kept: &mut Kept,
+    tasks: &Tasks,
+    ground: &Tasks,
+    started_at: Instant,
+) -> Result<Agent, Failure> {
+    let begun_at = clock::now();
     let rng = StdRng::try_from_os_rng().context("the system gives no random numbers")?;
     let settings = options::membership(config)?;
     // What can fail here must not cost a join token, which is good for one join.
@@ -62,7 +67,7 @@ pub async fn start(config: &Config, tasks: &Tasks, ground: &Tasks, started_at: I
         }
         false => (None, None),
     };
-    let services = services::io::start(options::services(config)?, tasks)?;
+    let services = kept.services(config)?;
     let author = Author::new(member.identity.clone(), own.clone(), config.api.tunnel_url.clone(), overlay.is_some());
     let recorder = Arc::new(Recorder {
         author,
@@ -144,7 +149,7 @@ pub async fn start(config: &Config, tasks: &Tasks, ground: &Tasks, started_at: I
     let listeners = Listeners { socket, api, overlay_api, overlay_pages, ingress };
     let listeners = serve(config, &own, &router, &view, listeners)?;
     view.ready.store(true, Ordering::Relaxed);
-    let took = clock::now().saturating_duration_since(started_at);
+    let took = clock::now().saturating_duration_since(begun_at);
     tracing::info!(listen = %config.api.listen, ?took, "ready");
     Ok(Agent { view, listeners })
 }
@@ -175,7 +180,8 @@ fn serve(
         Some(path) => Some(router::io::ApiKey::new(&files::read_secret(path).context("reading api.key_file")?)),
         None => None,
     };
-    let private = router.local(None, report.clone(), socket::pages(view.clone()).merge(drain::pages(view.clone())));
+    let pages = socket::pages(view.clone()).merge(drain::pages(view.clone())).merge(keys::pages(view.clone()));
+    let private = router.local(None, report.clone(), pages);
     tasks.spawn("socket", |stop| router::io::serve(socket, private, stop, grace));
     let local = router.local(key, report.clone(), axum::Router::new());
     let api = api.listen()?;

@@ -101,13 +101,26 @@ pub async fn publish(
         let interval = PUBLISH_EVERY.mul_f64(rand::rng().random_range(0.9..=1.0));
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(interval) => continue,
+            () = tokio::time::sleep(interval) => {
+                listen_for_copies(&recorder, &directory).await;
+                continue;
+            }
             () = renewed.notified() => {}
             changed = services.changed() => changed?,
             changed = models.changed() => changed?,
             () = moved(&mut overlay) => {}
         }
         tokio::time::sleep(GATHER_CHANGES).await;
+    }
+}
+
+/// Looks for what others have been told in our name since we last told them something: before we tell them again.
+async fn listen_for_copies(recorder: &Recorder, directory: &directory::Handle) {
+    directory.look_for_ourselves(recorder.author.own().address()).await;
+    for entry in directory.take_heard_of_us() {
+        if recorder.author.on_heard(entry.record(), clock::unix()) {
+            tracing::warn!("another machine uses this machine's keys: stop one of them, or revoke this member");
+        }
     }
 }
 

@@ -149,6 +149,10 @@ mod tests {
                 renewal_error: None,
                 renewals_failed: 3,
                 clock: Some(Offset { seconds: -3600 }),
+                keys_made_at: UnixTime(0),
+                rotate_at: None,
+                is_revoked: false,
+                copied: None,
             },
             enforced: 7,
         };

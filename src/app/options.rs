@@ -11,7 +11,7 @@ use crate::{
 /// Joining; reads the token's file if there is one.
 pub fn membership(config: &Config) -> Result<membership::io::Settings, Failure> {
     let text = match &config.join_token {
-        Some(JoinTokenSource::Text(text)) => Some(zeroize::Zeroizing::new(text.clone())),
+        Some(JoinTokenSource::Text(text)) => Some(text.clone()),
         Some(JoinTokenSource::File(path)) => match files::read_secret(path) {
             Ok(text) => Some(text),
             // Once joined the token is not needed, and a secret that is used up may be gone.
@@ -34,6 +34,7 @@ pub fn membership(config: &Config) -> Result<membership::io::Settings, Failure> 
         name: config.name.clone(),
         token,
         coordinators: config.coordinators.clone(),
+        rotate_keys_every: config.rotate_keys_every,
     })
 }
 

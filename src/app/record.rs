@@ -12,6 +12,8 @@ use wiremesh_certs::{
     ServiceName, SignError, Signed, Trust, TunnelUrl, UnixTime, Verified,
 };
 
+use super::copies::{Copied, OwnRecords};
+
 /// So many endpoints are worth more than models: without one, nobody reaches us to ask.
 const KEPT_ENDPOINTS: usize = 2;
 
@@ -45,6 +47,7 @@ pub struct Author {
 #[derive(Default)]
 struct State {
     last_sequence: u64,
+    said: OwnRecords,
     /// What was left out of the last record, so that it is said once.
     forbidden: Vec<ServiceName>,
 }
@@ -66,6 +69,8 @@ impl Author {
         let set_back = Duration::from_millis(state.last_sequence.saturating_sub(now_millis));
         let next = if set_back > SET_BACK { 0 } else { state.last_sequence + 1 };
         state.last_sequence = now_millis.max(next);
+        let sequence = state.last_sequence;
+        state.said.on_made(sequence);
         let (allowed, refused): (Vec<_>, Vec<_>) =
             facts.services.iter().cloned().partition(|service| trust.may_offer(&own, service));
         for service in refused.iter().filter(|service| !state.forbidden.contains(service)) {
@@ -98,6 +103,16 @@ impl Author {
                 signed => return signed,
             }
         }
+    }
+
+    /// This was heard in our name. True if it is how another machine with our keys is found out.
+    pub fn on_heard(&self, record: &NodeRecord, now: UnixTime) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).said.on_heard(record, now)
+    }
+
+    /// Another machine with our keys, if records in our name tell of one.
+    pub fn copied(&self, now: UnixTime) -> Option<Copied> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).said.copied(now)
     }
 
     /// Our certificate was renewed.

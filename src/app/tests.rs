@@ -4,9 +4,11 @@
 mod admission;
 mod disk;
 mod joining;
+mod keys;
 mod lists;
 mod registry;
 mod rotation;
+mod secrets;
 
 use std::{
     collections::BTreeSet,
@@ -38,7 +40,7 @@ use tokio::{
 use tokio_rustls::client::TlsStream;
 use wiremesh_certs::{
     AllowedServices, Authority, CaParameters, CertificateRequest, Claims, Fingerprint, IdentityKey, JoinToken, Load,
-    MeshName, NodeName, NodeRecord, ServiceName, Signed, Trust, WgPrivateKey, proof_header,
+    MeshName, NodeName, NodeRecord, ServiceName, Signed, Trust, WgPrivateKey, WgPublicKey, proof_header,
 };
 
 /// A coordinator of the mesh "lab" on a port of the system's choice, and a place for everybody's files.
@@ -114,7 +116,7 @@ impl Mesh {
         body.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
         let (status, answer) = self.admin(Method::POST, "/tokens", body).await;
         assert_eq!(status, StatusCode::OK, "{answer}");
-        serde_json::from_value::<CreatedToken>(answer).unwrap().token.parse().unwrap()
+        serde_json::from_value::<CreatedToken>(answer).unwrap().token.expose().parse().unwrap()
     }
 
     async fn join(&self, called: &str, token: &JoinToken) -> anyhow::Result<(Member, Session)> {
@@ -196,7 +198,14 @@ async fn join_at_without_token(dir: &Path, called: &str) -> anyhow::Result<(Memb
 }
 
 fn settings(dir: &Path, called: &str, token: Option<JoinToken>) -> Settings {
-    Settings { state_dir: dir.to_owned(), name: name(called), token, token_file: None, coordinators: Vec::new() }
+    Settings {
+        state_dir: dir.to_owned(),
+        name: name(called),
+        token,
+        token_file: None,
+        coordinators: Vec::new(),
+        rotate_keys_every: None,
+    }
 }
 
 /// A member whose session runs.

@@ -14,7 +14,7 @@ use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use wiremesh_certs::{GroupName, NodeName, OverlayIp, Rule, ServiceName, Trust, TrustStore};
 
-use super::{glue::Recorder, metrics, standing::Standing};
+use super::{copies::Copied, glue::Recorder, metrics, standing::Standing};
 use crate::{
     clock, directory, membership,
     overlay::{self, ping::PingFailed, ping::Pong},
@@ -136,6 +136,12 @@ impl View {
                 "last_error": coordinator.last_error,
                 "renew_at": coordinator.renew_at.to_string(),
                 "renewal_error": coordinator.renewal_error,
+            },
+            "keys": {
+                "made_at": coordinator.keys_made_at.to_string(),
+                "age_secs": unix.saturating_since(coordinator.keys_made_at).as_secs(),
+                "rotate_at": coordinator.rotate_at.map(|at| at.to_string()),
+                "copied": self.copied(),
             },
             "revocation_number": trust.revocation_number(),
             "services": self.own_services(),
@@ -259,12 +265,21 @@ impl View {
                  so that others do not find it and it cannot renew"
             ));
         }
-        troubles.extend(Standing::of(&own, &self.trust.current(), unix).trouble(&own, unix));
+        let standing = Standing::of(&own, &self.trust.current(), unix);
+        if membership.is_revoked && standing != Standing::Revoked {
+            troubles.push(
+                "the coordinator refuses us because our certificate is revoked; if these are keys from before a change \
+                 of keys, put the present ones back, else join again with a new token"
+                    .to_owned(),
+            );
+        }
+        troubles.extend(standing.trouble(&own, unix));
         let now = clock::now();
         let heard = membership.last_contact.unwrap_or(self.started_at);
         if now.saturating_duration_since(heard) > COORDINATOR_MISSED_AFTER {
             troubles.push("no coordinator answers: joining, renewing and revoking wait, the rest goes on".to_owned());
         }
+        troubles.extend(self.copied().map(|copied| copied.trouble(own.name(), unix)));
         let offered = self.recorder.services.offered();
         let trust = self.trust.current();
         for service in self.recorder.services.configured() {
@@ -281,6 +296,12 @@ impl View {
             troubles.push("draining: services of this node take no new requests".to_owned());
         }
         troubles
+    }
+
+    /// Who else uses our keys, by whoever found it out.
+    fn copied(&self) -> Option<Copied> {
+        let by_coordinator = self.membership.status().copied.map(Copied::from);
+        by_coordinator.or_else(|| self.recorder.author.copied(clock::unix()))
     }
 
     /// What the mesh's policy says about the services of this node.

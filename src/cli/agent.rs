@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use zeroize::Zeroizing;
 
 use super::failure::Failure;
 use crate::{
@@ -77,7 +78,9 @@ impl Where {
 fn layers(at: &Where) -> Result<Layers, Failure> {
     let mut layers = Layers::new();
     if let Some(path) = at.config.as_deref().or_else(|| Some(Path::new(DEFAULT_CONFIG)).filter(|path| path.exists())) {
+        // It may hold a join token.
         let text = std::fs::read_to_string(path)
+            .map(Zeroizing::new)
             .with_context(|| format!("could not read the configuration {}", path.display()))
             .map_err(Failure::usage)?;
         layers = layers.file(&path.display().to_string(), &text).map_err(Failure::usage)?;

@@ -113,7 +113,7 @@ async fn create(args: &CreateArgs, out: &mut impl Write) -> Result<(), Failure> 
         writeln!(out, "{}", serde_json::to_string_pretty(&created)?)?;
     } else {
         // Nothing else on standard output, so that `$(…)` and `> file` work.
-        writeln!(out, "{}", created.token)?;
+        writeln!(out, "{}", created.token.expose())?;
     }
     Ok(())
 }

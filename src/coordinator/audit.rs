@@ -54,6 +54,12 @@ pub enum Kind {
     RotationCancelled,
     /// A member had a newer list than this coordinator, whose database was restored from a backup.
     ListTakenOver,
+    /// A member got a certificate for its next keys.
+    NextKeysCertified,
+    /// A member was heard with its next keys; the ones before are revoked.
+    KeysChanged,
+    /// Two machines use the keys of one member.
+    CopiedIdentity,
 }
 
 impl Kind {
@@ -75,6 +81,9 @@ impl Kind {
         Kind::RotationRetired,
         Kind::RotationCancelled,
         Kind::ListTakenOver,
+        Kind::NextKeysCertified,
+        Kind::KeysChanged,
+        Kind::CopiedIdentity,
     ];
 
     /// One stable word.
@@ -96,6 +105,9 @@ impl Kind {
             Kind::RotationRetired => "rotation_retired",
             Kind::RotationCancelled => "rotation_cancelled",
             Kind::ListTakenOver => "list_taken_over",
+            Kind::NextKeysCertified => "next_keys_certified",
+            Kind::KeysChanged => "keys_changed",
+            Kind::CopiedIdentity => "copied_identity",
         }
     }
 

@@ -18,8 +18,8 @@ pub fn bodies(bytes: &[u8]) -> Verdict {
     let enrol = read::<EnrollRequest>(bytes);
     if let Some(body) = &enrol {
         let _ = told(CertificateRequest::parse(&body.csr));
-        let _ = hash_of_secret(&body.token);
-        let _ = told(body.token.parse::<JoinToken>());
+        let _ = hash_of_secret(body.token.expose());
+        let _ = told(body.token.expose().parse::<JoinToken>());
     }
     let register = read::<RegisterRequest>(bytes);
     let heartbeat = read::<HeartbeatRequest>(bytes);

@@ -102,6 +102,9 @@ pub async fn start(config: Config, tasks: &Tasks, mut rng: StdRng) -> anyhow::Re
     let stopping = tasks.token().clone();
     let shared = Arc::new(Shared::new(config, urls.clone(), ruling, store, &admin_key, stopping, rng));
     let members = load(&shared, now).await.context("could not read the members from the database")?;
+    if let Err(problem) = http::list_former(shared.clone()).await {
+        tracing::error!(why = %problem.message, "identities that were left behind are not revoked yet");
+    }
     let certificate = tls::Certificate::issue(&shared, now)?;
     let acceptor = TlsAcceptor::from(Arc::new(certificate.server_config()?));
 
@@ -198,6 +201,7 @@ async fn keep_written(shared: &Shared, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = flushes.tick() => flush(shared).await,
             _ = tidies.tick() => {
+                shared.copies().sweep(clock::unix());
                 let tidied = shared.store.tidy(shared.config.renewal_window, clock::unix()).await;
                 // What ended need not be on the list any more.
                 let refreshed = match tidied {

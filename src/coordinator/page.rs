@@ -7,6 +7,7 @@ use wiremesh_certs::{ServiceName, UnixTime};
 use super::{
     Config,
     care::{Care, coarse},
+    copies::Copies,
     registry::{Registry, Seen},
     rotation::Authorities,
 };
@@ -22,7 +23,14 @@ th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #ddd;vertical-
 @media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}th,td{border-color:#333}}";
 
 /// Renders the page as of `now`.
-pub fn render(config: &Config, registry: &Registry, authorities: &Authorities, care: &[Care], now: UnixTime) -> String {
+pub fn render(
+    config: &Config,
+    registry: &Registry,
+    copies: &Copies,
+    authorities: &Authorities,
+    care: &[Care],
+    now: UnixTime,
+) -> String {
     let counts = registry.counts(now);
     let mut page = String::with_capacity(16 * 1024);
     let mesh = escaped(config.mesh.as_str());
@@ -40,13 +48,13 @@ pub fn render(config: &Config, registry: &Registry, authorities: &Authorities, c
     for Care { what, hint } in care {
         let _ = write!(page, "<p class=care>{}: <code>{}</code></p>", escaped(what), escaped(hint));
     }
-    members(&mut page, registry, counts.enrolled, now);
+    members(&mut page, registry, copies, counts.enrolled, now);
     services(&mut page, registry.services(&config.catalog, now));
     let _ = write!(page, "<p class=none>wiremesh {}</p></html>", env!("CARGO_PKG_VERSION"));
     page
 }
 
-fn members(page: &mut String, registry: &Registry, enrolled: usize, now: UnixTime) {
+fn members(page: &mut String, registry: &Registry, copies: &Copies, enrolled: usize, now: UnixTime) {
     page.push_str("<h2>Members</h2><table>");
     if enrolled > MAX_ROWS {
         let _ = write!(page, "<caption>The first {MAX_ROWS} of {enrolled}, by name.</caption>");
@@ -65,11 +73,14 @@ fn members(page: &mut String, registry: &Registry, enrolled: usize, now: UnixTim
         };
         let state = if registry.is_healthy(presence, now) { "healthy" } else { "silent" };
         let age = Span(now.saturating_since(presence.last_heartbeat));
+        let copied = copies.of(&member.identity, now);
+        let copied = copied.map(|copied| format!(", its keys are used twice, also from {}", copied.seen_from));
+        let copied = copied.unwrap_or_default();
         let services: Vec<_> = presence.record.services.iter().map(ServiceName::as_str).collect();
         let tunnel = presence.record.tunnel_url.as_ref().map(|url| escaped(url.as_str())).unwrap_or_default();
         let _ = write!(
             page,
-            "<tr><td>{name}<td>{address}<td class={state}>{state}<td>{age} ago<td>{certificate}<td>{}&nbsp;%<td>{}<td>{tunnel}",
+            "<tr><td>{name}<td>{address}<td class={state}>{state}{copied}<td>{age} ago<td>{certificate}<td>{}&nbsp;%<td>{}<td>{tunnel}",
             presence.record.load.percent(),
             escaped(&services.join(", ")),
         );
@@ -133,9 +144,9 @@ mod tests {
         let layers = Layers::new().file("x", "[catalog.ocr]\ntier = '<script>alert(1)</script>'").unwrap();
         let config = Config::from_layers(layers).unwrap();
 
-        let registry = Registry::new(config.heartbeat_interval);
+        let (registry, copies) = (Registry::new(config.heartbeat_interval), Copies::new(config.heartbeat_interval));
         let care = Care { what: "<b>the CA</b> ends in 40d".to_owned(), hint: "wiremesh cert rotate" };
-        let page = render(&config, &registry, &authorities(), &[care], UnixTime(0));
+        let page = render(&config, &registry, &copies, &authorities(), &[care], UnixTime(0));
 
         assert!(page.contains("&lt;script&gt;") && !page.contains("<script"));
         assert!(page.contains("&lt;b&gt;the CA&lt;/b&gt; ends in 40d: <code>wiremesh cert rotate</code>"));

@@ -13,7 +13,7 @@ use super::{NOW, TARGETS, World, address, verified};
 use crate::{
     api::{
         BootstrapResponse, EnrollRequest, EnrollResponse, HeartbeatRequest, HeartbeatResponse, RegisterRequest,
-        RenewResponse, Seed,
+        RenewResponse, Secret, Seed,
     },
     directory, overlay,
 };
@@ -97,15 +97,17 @@ fn coordinators() -> Made {
         interval_secs: 10,
         register: false,
         send_revocations: false,
+        copied: None,
     };
     let token = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA".to_owned();
-    let enrol = EnrollRequest { token, csr, wireguard_key: member.wg.public() };
+    let enrol = EnrollRequest { token: Secret::new(token), csr, wireguard_key: member.wg.public() };
     let register = RegisterRequest {
         record: record(),
         capabilities: json!({"cpu_cores": 8, "gpus": [{"name": "H100"}]}).as_object().unwrap().clone(),
         services: Some(Vec::new()),
         dht_port: Some(8468),
         revocation_number: 3,
+        instance: None,
     };
     let member_file = json!({"mesh": "fuzz", "network": "10.42.0.0/16", "coordinators": ["https://a"]});
     let create = json!({"ttl_secs": 60, "uses": 1, "name": "a", "groups": ["gpu"], "urls": ["https://a:8080"]});
@@ -121,7 +123,11 @@ fn coordinators() -> Made {
         ("coordinator-answers", "problem", text(&json!({"detail": "no", "error": {"type": "no", "message": "no"}}))),
         ("coordinator-bodies", "enrol", text(&enrol)),
         ("coordinator-bodies", "register", text(&register)),
-        ("coordinator-bodies", "heartbeat", text(&HeartbeatRequest { record: record(), revocation_number: 3 })),
+        (
+            "coordinator-bodies",
+            "heartbeat",
+            text(&HeartbeatRequest { record: record(), revocation_number: 3, instance: None }),
+        ),
         ("coordinator-bodies", "create-token", text(&create)),
         ("coordinator-bodies", "revoke", text(&json!({"name": "node-2"}))),
         ("coordinator-bodies", "node-name", b"node-2".to_vec()),

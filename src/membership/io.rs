@@ -7,6 +7,7 @@ mod http;
 mod join;
 mod list;
 mod pin;
+mod rekey;
 mod renewing;
 mod session;
 
@@ -16,4 +17,5 @@ pub use http::{ClientError, EXCHANGE_TIMEOUT};
 pub use join::{JoinRefused, Member, Settings, load_or_join};
 pub use list::Offered;
 pub use pin::WrongCoordinator;
+pub use rekey::{NextKeys, RotateFailed};
 pub use session::{FAREWELL, SEEDS_EVERY, Session};

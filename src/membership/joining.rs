@@ -11,7 +11,7 @@ use wiremesh_certs::{
     NodeName, OverlayIp, Refused, Renewable, Trust, UnixTime, Verified, WgPrivateKey, WgPublicKey,
 };
 
-use crate::api::{EnrollRequest, EnrollResponse};
+use crate::api::{EnrollRequest, EnrollResponse, Secret};
 
 /// Who we are and whom we expect to be let in by.
 #[derive(Clone, Debug)]
@@ -86,7 +86,7 @@ pub fn request(
 ) -> Result<EnrollRequest, BadRequest> {
     let wireguard_key = wg.public();
     Ok(EnrollRequest {
-        token: token.secret_base64().to_string(),
+        token: Secret::new(token.secret_base64().to_string()),
         csr: CertificateRequest::create(identity, name, &wireguard_key)?,
         wireguard_key,
     })
@@ -166,7 +166,8 @@ pub fn ours(
     Ok(verified)
 }
 
-fn same<T: fmt::Display + PartialEq>(what: &'static str, given: &T, wanted: &T) -> Result<(), BadAnswer> {
+/// An answer may not change this.
+pub(super) fn same<T: fmt::Display + PartialEq>(what: &'static str, given: &T, wanted: &T) -> Result<(), BadAnswer> {
     if given == wanted { Ok(()) } else { Err(not_ours(what, given, wanted)) }
 }
 

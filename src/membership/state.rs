@@ -9,6 +9,7 @@
 //! | `member.json` | [`MemberFile`] | 0644 | coordinators must be configured; a list older than one that was enforced is not noticed |
 //! | `seeds.json` | [`SeedsFile`] | 0644 | first contacts come from the coordinator |
 //! | `revocations.bin` | the signed list in force | 0644 | the coordinator gives it again |
+//! | `*.next`, `*.old` | a change of keys under way | 0600 | it begins again |
 //!
 //! When a list names other authorities, `ca.crt` is written twice: with the old and the new ones before the list, with the
 //! new ones alone after it. Whatever a crash leaves in between starts: the list that is there is signed by one of them.
@@ -43,6 +44,9 @@ pub struct MemberFile {
     /// The highest number of a list that was ever enforced here.
     #[serde(default)]
     pub enforced: u64,
+    /// When the keys in use were made; absent in directories of before this was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys_made_at: Option<UnixTime>,
 }
 
 impl MemberFile {
@@ -54,6 +58,7 @@ impl MemberFile {
             coordinators: Vec::new(),
             authorities: Vec::new(),
             enforced: 0,
+            keys_made_at: None,
         };
         file.observe(trust);
         file

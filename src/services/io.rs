@@ -238,6 +238,13 @@ impl Handle {
         self.shared.changed.ring();
     }
 
+    /// The node stays after all: what is up is offered again.
+    pub fn reopen(&self) {
+        self.shared.draining.store(false, Ordering::Relaxed);
+        self.shared.publish();
+        self.shared.changed.ring();
+    }
+
     /// Whether it is leaving.
     pub fn is_draining(&self) -> bool {
         self.shared.is_draining()

@@ -6,6 +6,7 @@ mod authority;
 mod discovery;
 mod enrol;
 mod problem;
+mod rekey;
 mod worker;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
@@ -23,11 +24,13 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use rand::RngCore;
 use serde::de::DeserializeOwned;
 use wiremesh_certs::Verified;
+use zeroize::Zeroizing;
 
 use super::shared::Shared;
 use crate::{api, clock, coordinator::audit::Origin};
 pub use authority::described;
 pub use problem::Problem;
+pub use rekey::list_former;
 
 /// No request takes longer; the slowest wait for the database.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
@@ -68,6 +71,7 @@ pub fn public(shared: Arc<Shared>) -> Router {
         .route("/metrics", get(discovery::metrics))
         .route("/api/enroll", post(enrol::enroll))
         .route("/api/certs/renew", post(enrol::renew))
+        .route("/api/certs/rekey", post(rekey::rekey))
         .route("/api/worker/register", post(worker::register))
         .route("/api/worker/heartbeat", post(worker::heartbeat))
         .route("/api/worker/unregister/{id}", delete(worker::unregister))
@@ -178,7 +182,14 @@ impl FromRequestParts<Arc<Shared>> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Caller, Problem> {
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-        who(&parts.headers, parts.method.as_str(), path, shared)
+        let caller = who(&parts.headers, parts.method.as_str(), path, shared)?;
+        if let Caller::Member(by) = &caller
+            && !shared.registry().knows(by.id())
+        {
+            let from = parts.extensions.get::<Source>().map_or(IpAddr::from([0, 0, 0, 0]), |source| source.0);
+            rekey::on_heard(shared, by, from).await?;
+        }
+        Ok(caller)
     }
 }
 
@@ -189,12 +200,11 @@ fn who(headers: &HeaderMap, method: &str, path: &str, shared: &Shared) -> Result
     let is_admin = match scheme.to_ascii_lowercase().as_str() {
         "bearer" => shared.is_admin_key(rest.trim()),
         // What a browser sends after asking; any user name, the admin key as password.
-        "basic" => BASE64_STANDARD
-            .decode(rest.trim())
-            .ok()
-            .and_then(|decoded| String::from_utf8(decoded).ok())
-            .and_then(|text| text.split_once(':').map(|(_, password)| shared.is_admin_key(password)))
-            .unwrap_or(false),
+        "basic" => {
+            let decoded = Zeroizing::new(BASE64_STANDARD.decode(rest.trim()).unwrap_or_default());
+            let text = std::str::from_utf8(&decoded).unwrap_or_default();
+            text.split_once(':').is_some_and(|(_, password)| shared.is_admin_key(password))
+        }
         _ => {
             let trust = shared.trust.current();
             let checked = shared.proofs().check(value, method, path, &trust, clock::unix());

@@ -29,6 +29,11 @@ pub struct Metrics {
     pub untold: Counter,
     /// Certificates renewed.
     pub renewed: Counter,
+    /// Certificates for the next keys of a member.
+    pub rekeyed: Counter,
+    /// Identities that two processes used at once, each time it began.
+    pub copies_detected: Counter,
+    copied: Gauge,
     /// Heartbeats and registrations taken.
     pub heartbeats: Counter,
     /// Batches of changes written.
@@ -72,6 +77,9 @@ impl Metrics {
             waiting: Counter::default(),
             untold: Counter::default(),
             renewed: Counter::default(),
+            rekeyed: Counter::default(),
+            copies_detected: Counter::default(),
+            copied: Gauge::default(),
             heartbeats: Counter::default(),
             flushes: Counter::default(),
             flush_failures: Counter::default(),
@@ -89,6 +97,9 @@ impl Metrics {
         registry.register("joins_waiting", "Machines that began to wait for an operator", metrics.waiting.clone());
         registry.register("refusals_untold", "Refused joins that are not in the audit", metrics.untold.clone());
         registry.register("renewals", "Certificates renewed", metrics.renewed.clone());
+        registry.register("rekeys", "Certificates for next keys", metrics.rekeyed.clone());
+        registry.register("copies_detected", "Identities found in use twice", metrics.copies_detected.clone());
+        registry.register("copied_identities", "Identities in use twice", metrics.copied.clone());
         registry.register("heartbeats", "Heartbeats and registrations taken", metrics.heartbeats.clone());
         registry.register("flushes", "Batches of changes written", metrics.flushes.clone());
         registry.register("flush_failures", "Batches that could not be written", metrics.flush_failures.clone());
@@ -105,6 +116,11 @@ impl Metrics {
     /// A request was refused for one of our few reasons.
     pub fn count_refused(&self, reason: &str) {
         self.refused.get_or_create(&RefusedLabels { reason: reason.to_owned() }).inc();
+    }
+
+    /// So many identities are used by two processes at once.
+    pub fn set_copied(&self, identities: usize) {
+        self.copied.set(i64::try_from(identities).unwrap_or(i64::MAX));
     }
 
     /// The text that Prometheus reads.

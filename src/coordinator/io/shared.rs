@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     clock,
-    coordinator::{Config, limiter::Limiter, registry::Registry},
+    coordinator::{Config, copies::Copies, limiter::Limiter, registry::Registry},
     task::CancellationToken,
 };
 
@@ -53,6 +53,7 @@ pub struct Shared {
     pub stopping: CancellationToken,
     admin_key_hash: [u8; 32],
     registry: Mutex<Registry>,
+    copies: Mutex<Copies>,
     proofs: Mutex<ProofChecker>,
     limiter: Mutex<Limiter>,
     rng: Mutex<StdRng>,
@@ -72,6 +73,7 @@ impl Shared {
         Shared {
             admin_key_hash: Sha256::digest(admin_key.trim().as_bytes()).into(),
             registry: Mutex::new(Registry::new(config.heartbeat_interval)),
+            copies: Mutex::new(Copies::new(config.heartbeat_interval)),
             proofs: Mutex::new(ProofChecker::new(crate::api::audience(trust.mesh()), clock::unix())),
             limiter: Mutex::new(Limiter::new(clock::now())),
             watchers: Semaphore::new(MAX_WATCHERS),
@@ -92,6 +94,11 @@ impl Shared {
     /// The registry. Held for one call, never across an `.await`.
     pub fn registry(&self) -> MutexGuard<'_, Registry> {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which identities are used twice. Held as the registry is; who needs both takes the registry first.
+    pub fn copies(&self) -> MutexGuard<'_, Copies> {
+        self.copies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The memory of proofs that were used.

@@ -8,6 +8,7 @@ mod enrol;
 mod facts;
 mod joins;
 mod list;
+mod rekey;
 mod revoke;
 mod tokens;
 
@@ -24,6 +25,7 @@ use wiremesh_certs::{Authority, Fingerprint, IssueError, NodeId, Refused, SignEr
 use crate::coordinator::{
     enrolment::{self, Refusal},
     registry::{Capabilities, Dirty, Member},
+    rekey::Refusal as RekeyRefusal,
     rotation::{CannotRotate, Known},
 };
 
@@ -51,6 +53,9 @@ pub enum StoreError {
     /// It may not be done; trying again changes nothing.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// Keys may not be changed so; trying again with them changes nothing.
+    #[error(transparent)]
+    Rekey(#[from] RekeyRefusal),
     /// There is no such thing.
     #[error("there is no {0}")]
     NotFound(String),
@@ -231,6 +236,10 @@ impl Store {
         let ended = integer(now.minus(renewal_window).0);
         sqlx::query("DELETE FROM revocations WHERE ends_at < ?").bind(ended).execute(&mut *tx).await?;
         sqlx::query("DELETE FROM certificates WHERE not_after < ?").bind(ended).execute(&mut *tx).await?;
+        sqlx::query("DELETE FROM former_identities WHERE ends_at < ? AND listed_at IS NOT NULL")
+            .bind(ended)
+            .execute(&mut *tx)
+            .await?;
         joins::lapse(&mut tx, now).await?;
         sqlx::query("DELETE FROM tokens WHERE expires_at < ?")
             .bind(integer(now.minus(KEEP_TOKENS).0))

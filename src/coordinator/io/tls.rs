@@ -85,7 +85,8 @@ fn certified(shared: &Shared, now: UnixTime) -> anyhow::Result<CertifiedKey> {
     let in_force = shared.ruling.in_force();
     let (chain, key) = in_force.issuer.issue_coordinator_tls(lifetime, now, &mut shared.rng())?;
     let chain = list::shown(chain, &in_force.authorities, &in_force.crosses, now);
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.to_pkcs8_der().to_vec()));
+    let der = key.to_pkcs8_der();
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(der.as_slice()));
     let signer = ring::sign::any_supported_type(&key).context("the TLS key cannot be used")?;
     Ok(CertifiedKey::new(chain.into_iter().map(CertificateDer::from).collect(), signer))
 }

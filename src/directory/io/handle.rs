@@ -111,6 +111,22 @@ impl Handle {
         self.shared.recall(&Sought::Address(address))
     }
 
+    /// Asks the table what is stored under our own address, `address`: [`Handle::take_heard_of_us`] tells. Without a table
+    /// nothing is asked.
+    pub async fn look_for_ourselves(&self, address: OverlayIp) {
+        if self.table.is_some()
+            && let Some(told) = self.search_member(Sought::Address(address))
+        {
+            let _ = end_of(told).await;
+        }
+    }
+
+    /// Every record in our own name that was heard since this was last asked, ours among them. One that we never made
+    /// is another machine's that has our keys.
+    pub fn take_heard_of_us(&self) -> Vec<Entry> {
+        std::mem::take(&mut self.shared.memory().heard_of_us).into()
+    }
+
     /// The certificate of a member whose record is remembered, as the latest of them has it. Asks nobody.
     pub fn member(&self, id: &NodeId) -> Option<Verified> {
         let (trust, unix, now) = (self.shared.trust.current(), clock::unix(), clock::now());

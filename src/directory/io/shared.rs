@@ -1,7 +1,7 @@
 //! What the tasks and the handle of the directory share: one memory behind a lock that is never held across a wait.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -30,6 +30,9 @@ pub const UNRESOLVED_FOR: Duration = Duration::from_secs(1);
 /// Addresses and names remembered as unknown; beyond it all are forgotten.
 pub const MAX_UNRESOLVED: usize = 1024;
 
+/// Records in our own name that nobody has taken yet; beyond it the oldest are forgotten.
+pub const MAX_HEARD_OF_US: usize = 16;
+
 /// Shared by all clones of a handle and by both tasks.
 pub struct Shared {
     pub me: NodeId,
@@ -53,6 +56,8 @@ pub struct Memory {
     pub lookups: BTreeMap<LookupId, Told<Answer>>,
     pub resolving: BTreeMap<Sought, Told<Entry>>,
     unresolved: BTreeMap<Sought, Instant>,
+    /// What was heard in our own name, ours and, should there be another machine with our keys, its.
+    pub heard_of_us: VecDeque<Entry>,
 }
 
 /// Told `Some` when a search has ended, with what was found if anything was.
@@ -105,8 +110,10 @@ impl Shared {
         let (trust, now) = (self.trust.current(), clock::unix());
         let mut memory = self.memory();
         let opened = memory.opener.open(signed, &trust, now);
-        if let Err(rejected) = &opened {
-            memory.stats.on_rejected(rejected);
+        match &opened {
+            Ok(entry) if entry.id() == self.me => memory.on_heard_of_us(entry),
+            Ok(_) => {}
+            Err(rejected) => memory.stats.on_rejected(rejected),
         }
         opened
     }
@@ -116,6 +123,9 @@ impl Shared {
     pub fn learn(&self, entry: &Entry) -> Entry {
         let (trust, unix, now) = (self.trust.current(), clock::unix(), clock::now());
         let mut memory = self.memory();
+        if entry.id() == self.me {
+            memory.on_heard_of_us(entry);
+        }
         if memory.records.learn(entry, now) == Learnt::News {
             memory.fingers.observe(entry, &trust);
             memory.contacts.refresh(entry);
@@ -153,6 +163,17 @@ impl Shared {
 }
 
 impl Memory {
+    /// Somebody, ourselves as a rule, has said this in our name.
+    fn on_heard_of_us(&mut self, entry: &Entry) {
+        if self.heard_of_us.iter().any(|heard| heard.sequence() == entry.sequence()) {
+            return;
+        }
+        if self.heard_of_us.len() == MAX_HEARD_OF_US {
+            self.heard_of_us.pop_front();
+        }
+        self.heard_of_us.push_back(entry.clone());
+    }
+
     /// Nobody knew it.
     pub fn on_unresolved(&mut self, sought: Sought, now: Instant) {
         if self.unresolved.len() >= MAX_UNRESOLVED {

@@ -6,6 +6,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use rand::rngs::StdRng;
 use reqwest::Method;
 use serde::{Serialize, de::DeserializeOwned};
@@ -21,8 +22,8 @@ use super::{
 use crate::{
     api::{
         self, ANY_MODEL, BootstrapResponse, DiscoverModelResponse, DiscoverResponse, HeartbeatRequest,
-        HeartbeatResponse, NodeResponse, RegisterRequest, RenewResponse, RevocationsResponse, Seed, SendRevocations,
-        Worker,
+        HeartbeatResponse, Instance, NodeResponse, RegisterRequest, RekeyRequest, RekeyResponse, RenewResponse,
+        RevocationsResponse, Seed, SendRevocations, Worker,
     },
     clock,
     membership::{heartbeat::Coordinators, skew::Offset},
@@ -79,8 +80,9 @@ impl Client {
         &self,
         record: Signed<NodeRecord>,
         revocation_number: u64,
+        instance: Instance,
     ) -> Result<HeartbeatResponse, ClientError> {
-        let body = HeartbeatRequest { record, revocation_number };
+        let body = HeartbeatRequest { record, revocation_number, instance: Some(instance) };
         self.ask(Method::POST, "/api/worker/heartbeat", Some(&body)).await
     }
 
@@ -93,6 +95,11 @@ impl Client {
     /// A fresh certificate, not yet checked.
     pub async fn renew(&self) -> Result<RenewResponse, ClientError> {
         self.ask(Method::POST, RENEW, None::<&()>).await
+    }
+
+    /// A certificate for our next keys, not yet checked.
+    pub async fn rekey(&self, body: &RekeyRequest) -> Result<RekeyResponse, ClientError> {
+        self.ask(Method::POST, "/api/certs/rekey", Some(body)).await
     }
 
     /// Some healthy members.
@@ -197,7 +204,7 @@ impl Client {
         body: Option<&impl Serialize>,
         limit: Duration,
     ) -> Result<T, ClientError> {
-        let body = body.map(|body| serde_json::to_vec(body).expect("our bodies are JSON"));
+        let body = body.map(|body| Bytes::from(serde_json::to_vec(body).expect("our bodies are JSON")));
         let mut failed = ClientError::NoCoordinator;
         for url in self.coordinators() {
             // Each attempt has a proof of its own: the one before may have been used up.

@@ -15,10 +15,10 @@ use wiremesh_certs::{
 use crate::membership::state::{self, MemberFile, SeedsFile};
 
 const LOCK: &str = "agent.lock";
-const IDENTITY: &str = "identity.key";
-const WIREGUARD: &str = "wireguard.key";
+pub(super) const IDENTITY: &str = "identity.key";
+pub(super) const WIREGUARD: &str = "wireguard.key";
 const AUTHORITY: &str = "ca.crt";
-const CERTIFICATE: &str = "node.crt";
+pub(super) const CERTIFICATE: &str = "node.crt";
 const MEMBER: &str = "member.json";
 const SEEDS: &str = "seeds.json";
 const REVOCATIONS: &str = "revocations.bin";
@@ -29,7 +29,7 @@ pub const RESTORE: &str = "restore it from a backup, or move the state directory
 
 /// The state directory, taken for this process.
 pub struct StateDir {
-    path: PathBuf,
+    pub(super) path: PathBuf,
     _lock: File,
 }
 
@@ -217,7 +217,7 @@ impl StateDir {
         Ok(files::replace(&self.path.join(CERTIFICATE), pem.as_bytes(), PUBLIC)?)
     }
 
-    fn keep_member(&self, member: &MemberFile) -> anyhow::Result<()> {
+    pub(super) fn keep_member(&self, member: &MemberFile) -> anyhow::Result<()> {
         Ok(files::replace(&self.path.join(MEMBER), member.to_text().as_bytes(), PUBLIC)?)
     }
 

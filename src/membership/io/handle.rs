@@ -11,8 +11,12 @@ use wiremesh_certs::{NodeRecord, Signed, SignedRevocations, UnixTime, Verified};
 use super::{
     client::Client,
     list::{Lists, Offered},
+    rekey::{Desk, NextKeys, RotateFailed},
 };
-use crate::{api::Seed, membership::skew::Offset};
+use crate::{
+    api::{Copied, Seed},
+    membership::skew::Offset,
+};
 
 /// Events that wait for the agent. At the bound membership waits, nothing is lost.
 pub const MAX_EVENTS: usize = 64;
@@ -70,6 +74,14 @@ pub struct Status {
     pub renewals_failed: u64,
     /// How far our clock is from the coordinator's; `None`: none has told yet.
     pub clock: Option<Offset>,
+    /// When the keys in use were made.
+    pub keys_made_at: UnixTime,
+    /// When they are due to be changed; `None`: only when somebody wants it.
+    pub rotate_at: Option<UnixTime>,
+    /// The coordinator refuses us because our certificate is revoked.
+    pub is_revoked: bool,
+    /// Another machine uses our keys, as the coordinator last said.
+    pub copied: Option<Copied>,
 }
 
 impl Status {
@@ -106,6 +118,7 @@ pub struct Handle {
     pub(super) changed: Arc<Notify>,
     pub(super) met: Arc<(Mutex<Vec<Seed>>, Notify)>,
     pub(super) renewals: mpsc::Sender<Renewal>,
+    pub(super) desk: Desk,
 }
 
 impl Handle {
@@ -155,6 +168,16 @@ impl Handle {
         self.renewals.try_send(answer).map_err(|_| busy())?;
         let stopping = || NotRenewed { why: "the agent is stopping".to_owned(), hint: None };
         answered.await.map_err(|_| stopping())?
+    }
+
+    /// Has new keys made and certified, at once. They are in use from the next start of the session on.
+    pub async fn rotate_keys(&self) -> Result<NextKeys, RotateFailed> {
+        self.desk.ask().await
+    }
+
+    /// Waits until there are keys to start anew with.
+    pub async fn keys_ready(&self) {
+        self.desk.ready.cancelled().await;
     }
 
     pub(super) fn locked(&self) -> MutexGuard<'_, Status> {

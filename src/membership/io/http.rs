@@ -5,6 +5,7 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
+use bytes::Bytes;
 use reqwest::{Method, StatusCode, header};
 use serde::de::DeserializeOwned;
 use wiremesh_certs::UnixTime;
@@ -144,7 +145,7 @@ pub struct Asked<'a> {
     /// Path and query.
     pub path: &'a str,
     /// JSON.
-    pub body: Option<Vec<u8>>,
+    pub body: Option<Bytes>,
     /// Proof of who asks.
     pub proof: Option<String>,
     /// How long it may take.

@@ -3,6 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
+use bytes::Bytes;
 use ipnet::IpNet;
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
 use reqwest::{Method, StatusCode};
@@ -10,17 +11,19 @@ use wiremesh_certs::{
     Chain, IdentityKey, JoinToken, NodeName, Refused, Renewable, SignedRevocations, Trust, TrustStore, UnixTime,
     Verified, WgPrivateKey,
 };
+use zeroize::Zeroizing;
 
 use super::{
     client::Client,
     disk::{RESTORE, StateDir},
     http::{self, Asked, ClientError, EXCHANGE_TIMEOUT, OurClock},
     pin::Expect,
+    rekey::KeyCare,
     renewing::{self, Ended},
     session::Session,
 };
 use crate::{
-    api::{EnrollResponse, JoinWaiting, Seed},
+    api::{EnrollResponse, Instance, JoinWaiting, MAX_REQUEST_BYTES, Seed},
     backoff::Backoff,
     clock,
     membership::{
@@ -52,6 +55,8 @@ pub struct Settings {
     pub token_file: Option<PathBuf>,
     /// Coordinators besides those of the token.
     pub coordinators: Vec<String>,
+    /// How often it changes its keys; `None`: when told to.
+    pub rotate_keys_every: Option<Duration>,
 }
 
 /// A member of the mesh: ourselves.
@@ -122,6 +127,9 @@ impl JoinRefused {
 /// takes. An error is final; [`JoinRefused`] in it has a hint.
 pub async fn load_or_join(settings: &Settings, mut rng: StdRng) -> anyhow::Result<(Member, Session)> {
     let disk = StateDir::open(&settings.state_dir)?;
+    if disk.finish_switch(clock::unix())? {
+        tracing::info!("switched to the next keys");
+    }
     let identity = Arc::new(disk.identity(&mut rng)?);
     let wg = Arc::new(disk.wireguard(&mut rng)?);
     let now = clock::unix();
@@ -146,7 +154,14 @@ pub async fn load_or_join(settings: &Settings, mut rng: StdRng) -> anyhow::Resul
         list = Some(renewing::await_list(&disk, &client, &trust, &verified, enforced, rng.random()).await?);
         trust.current().verify(verified.chain(), clock::unix())?;
     }
-    disk.change_member(&trust.current(), |member| _ = member.observe(&trust.current()))?;
+    let mut keys_made_at = now;
+    disk.change_member(&trust.current(), |member| {
+        member.observe(&trust.current());
+        keys_made_at = *member.keys_made_at.get_or_insert(now);
+    })?;
+    let care = KeyCare::new(keys_made_at, settings.rotate_keys_every, disk.has_next_keys(), &mut rng);
+    let mut instance = Instance([0; 16]);
+    rng.fill_bytes(&mut instance.0);
     let network = trust.current().network();
     tracing::info!(
         name = %verified.name(),
@@ -156,7 +171,7 @@ pub async fn load_or_join(settings: &Settings, mut rng: StdRng) -> anyhow::Resul
         "member of the mesh"
     );
     let member = Member { identity, wg, verified, trust, network, seeds: seeds.seeds.clone(), client };
-    let session = Session::new(member.clone(), disk, seeds, list, seed);
+    let session = Session::new(member.clone(), disk, seeds, list, care, instance, seed);
     Ok((member, session))
 }
 
@@ -307,7 +322,11 @@ async fn join(
     };
     let http = http::client(Expect::Pinned { mesh: token.mesh.clone(), authority: token.ca })?;
     let urls = Coordinators::new(token.urls.iter().chain(&settings.coordinators).cloned());
-    let body = serde_json::to_vec(&joining::request(token, identity, wg, &settings.name)?)?;
+    // The token's secret is in it. With all the room it needs from the start: a buffer that grows leaves its old
+    // contents behind.
+    let mut body = Zeroizing::new(Vec::with_capacity(MAX_REQUEST_BYTES));
+    serde_json::to_writer(&mut *body, &joining::request(token, identity, wg, &settings.name)?)?;
+    let body = Bytes::from_owner(body);
     let mut backoff = Backoff::new(RETRY_AFTER, RETRY_AT_MOST, rng.random());
     let mut patience = Backoff::new(RETRY_AFTER, ASK_AGAIN_AT_MOST, rng.random());
     let answer = loop {
@@ -358,7 +377,7 @@ enum Answer {
 }
 
 /// The first answer that is one. A wrong coordinator among several is passed over as long as another may be right.
-async fn ask_all(http: &reqwest::Client, urls: &[String], body: &[u8]) -> Result<Answer, ClientError> {
+async fn ask_all(http: &reqwest::Client, urls: &[String], body: &Bytes) -> Result<Answer, ClientError> {
     let mut failed = ClientError::NoCoordinator;
     for url in urls {
         match enroll(http, url, body).await {
@@ -378,7 +397,7 @@ async fn ask_all(http: &reqwest::Client, urls: &[String], body: &[u8]) -> Result
 
 /// Asks one coordinator. First for no more than its time: a machine whose clock is far off would spend its token and be
 /// of no use to anybody.
-async fn enroll(http: &reqwest::Client, url: &str, body: &[u8]) -> Result<Answer, ClientError> {
+async fn enroll(http: &reqwest::Client, url: &str, body: &Bytes) -> Result<Answer, ClientError> {
     let our_clock = OurClock::default();
     let (limit, proof) = (EXCHANGE_TIMEOUT, None);
     let asked = Asked { method: Method::GET, path: "/health", body: None, proof: proof.clone(), limit };
@@ -386,7 +405,7 @@ async fn enroll(http: &reqwest::Client, url: &str, body: &[u8]) -> Result<Answer
     if let Some(offset) = our_clock.offset().filter(|offset| offset.refutes_proofs()) {
         return Err(ClientError::Clock { url: url.to_owned(), offset });
     }
-    let asked = Asked { method: Method::POST, path: "/api/enroll", body: Some(body.to_vec()), proof, limit };
+    let asked = Asked { method: Method::POST, path: "/api/enroll", body: Some(body.clone()), proof, limit };
     let (status, body) = http::send(http, url, asked, &our_clock).await?;
     match status {
         StatusCode::ACCEPTED => http::read(url, &body).map(Answer::NotYet),

@@ -15,9 +15,10 @@ use super::{
     http::ClientError,
     join::Member,
     list::{self, Lists, Taker},
+    rekey::{Desk, KeyCare},
 };
 use crate::{
-    api::{HeartbeatResponse, RegisterRequest},
+    api::{HeartbeatResponse, Instance, RegisterRequest},
     clock,
     membership::{heartbeat::Heartbeat, joining, lease::Lease, state::SeedsFile},
     task::CancellationToken,
@@ -33,8 +34,11 @@ const LEASE_CHECK: Duration = Duration::from_secs(30);
 const NOT_READY: Duration = Duration::from_millis(200);
 /// The running side of a membership. Owns the state directory.
 pub struct Session {
-    member: Member,
-    disk: Arc<StateDir>,
+    pub(super) member: Member,
+    pub(super) disk: Arc<StateDir>,
+    pub(super) care: KeyCare,
+    pub(super) desk: Desk,
+    instance: Instance,
     seeds: SeedsFile,
     lease: Lease,
     heartbeat: Heartbeat,
@@ -58,6 +62,8 @@ impl Session {
         disk: StateDir,
         seeds: SeedsFile,
         list: Option<SignedRevocations>,
+        care: KeyCare,
+        instance: Instance,
         seed: u64,
     ) -> Session {
         let (now, disk) = (clock::now(), Arc::new(disk));
@@ -73,7 +79,12 @@ impl Session {
             renewal_error: None,
             renewals_failed: 0,
             clock: None,
+            keys_made_at: care.made_at,
+            rotate_at: care.schedule.due_at(),
+            is_revoked: false,
+            copied: None,
         };
+        let desk = Desk::default();
         let (lists, taker) = Lists::new(member.client.clone(), member.trust.clone(), disk.clone(), list);
         let (asked, renewals) = mpsc::channel(MAX_RENEWALS);
         let handle = Handle {
@@ -83,11 +94,15 @@ impl Session {
             changed: Arc::new(Notify::new()),
             met: Arc::default(),
             renewals: asked,
+            desk: desk.clone(),
         };
         Session {
             heartbeat: Heartbeat::new(seed.wrapping_add(1), now),
             member,
             disk,
+            care,
+            desk,
+            instance,
             seeds,
             lease,
             handle,
@@ -134,6 +149,7 @@ impl Session {
     /// Heartbeats and renewals.
     async fn keep(&mut self, sources: &Sources, events: &mpsc::Sender<Event>, stop: &CancellationToken) {
         let (changed, met) = (self.handle.changed.clone(), self.handle.met.clone());
+        let rotation = self.desk.asked.clone();
         loop {
             let (heartbeat_at, _why) = self.heartbeat.poll_timeout();
             let mut asked = None;
@@ -145,11 +161,13 @@ impl Session {
                 () = tokio::time::sleep(self.lease_wait()) => {}
                 () = changed.notified() => self.on_changed(),
                 () = met.1.notified() => {}
+                () = rotation.notified() => {}
                 Some(renewal) = self.renewals.recv() => asked = Some(renewal),
             }
             self.keep_met();
             // Whatever is under way when the agent stops is given up: all of it can be repeated.
             let step = async {
+                self.rotate_if_due().await;
                 self.renew_if_due(asked, events).await;
                 self.report_if_due(sources, events).await;
                 self.look_at_the_clock();
@@ -191,7 +209,7 @@ impl Session {
         let client = &self.member.client;
         let known = self.registered.as_ref() == Some(&capabilities);
         let answered = if known {
-            client.heartbeat(record, number).await
+            client.heartbeat(record, number, self.instance).await
         } else {
             let body = RegisterRequest {
                 record,
@@ -199,6 +217,7 @@ impl Session {
                 services: None,
                 dht_port: sources.dht_port,
                 revocation_number: number,
+                instance: Some(self.instance),
             };
             client.register(&body).await
         };
@@ -232,6 +251,8 @@ impl Session {
             status.last_contact = Some(now);
             status.failures = 0;
             status.last_error = None;
+            status.is_revoked = false;
+            status.copied = answer.copied;
             was_connected
         };
         if !was_connected {
@@ -267,6 +288,7 @@ impl Session {
             let was_connected = status.is_connected();
             status.failures = self.heartbeat.failures();
             status.last_error = Some(error.to_string());
+            status.is_revoked = error.kind() == Some("revoked");
             was_connected
         };
         let hint = error.hint();
@@ -283,6 +305,11 @@ impl Session {
 
     /// Renews when it is time, or when somebody asks for it.
     async fn renew_if_due(&mut self, asked: Option<Renewal>, events: &mpsc::Sender<Event>) {
+        if self.desk.ready.is_cancelled() {
+            // A certificate newer than that of the next keys would be believed before theirs.
+            let why = "this machine starts with other keys and another certificate".to_owned();
+            return answer(asked, Err(NotRenewed { why, hint: None }));
+        }
         let now = clock::unix();
         let (trust, own) = (self.member.trust.current(), self.member.client.verified());
         if asked.is_some() {

@@ -22,6 +22,8 @@ use crate::{backoff::Backoff, clock, services::ServiceConfig};
 
 /// A process that ran this long before it ended is restarted as if it had never failed.
 const STABLE_AFTER: Duration = Duration::from_secs(30);
+/// What the agent may have been given its join token in.
+const JOIN_TOKEN_VARIABLE: &str = "WIREMESH_JOIN_TOKEN";
 const RESTART_BASE: Duration = Duration::from_secs(1);
 const RESTART_CAP: Duration = Duration::from_secs(60);
 /// How often it is looked whether what the command left behind is gone, after it was killed, and how many times.
@@ -61,6 +63,8 @@ async fn once(config: &ServiceConfig, stop: &CancellationToken) -> anyhow::Resul
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)
+        // A join token that the agent was given in its environment is not the command's.
+        .env_remove(JOIN_TOKEN_VARIABLE)
         .kill_on_drop(true)
         .spawn()
         .with_context(|| format!("starting {program}"))?;

@@ -10,7 +10,10 @@ use wiremesh_certs::{
 
 use super::{Body, Operator, Problem, State};
 use crate::{
-    api::admin::{CreateToken, CreatedToken, DecideJoin, Join, Joins, Revoke, Revoked, Token, Tokens},
+    api::{
+        Secret,
+        admin::{CreateToken, CreatedToken, DecideJoin, Join, Joins, Revoke, Revoked, Token, Tokens},
+    },
     clock,
     coordinator::{
         audit::Origin,
@@ -76,7 +79,7 @@ pub async fn create_token(
     tracing::info!(token = %kept.id, uses = kept.uses, until = %kept.expires_at, "join token made");
     Ok(Json(CreatedToken {
         id: kept.id,
-        token: token.to_text().to_string(),
+        token: Secret::new(token.to_text().to_string()),
         expires_at: kept.expires_at,
         uses: kept.uses,
     }))
@@ -180,15 +183,24 @@ pub async fn revoke(
         Revoke { name: None, identity: None, serial: Some(serial) } => Target::Serial(serial),
         _ => return Err(Problem::bad_request("bad_revocation", "exactly one of name, identity and serial")),
     };
-    let done = ruling::to_its_end(put_in_force(shared, target, operator.origin())).await;
+    let done = ruling::to_its_end(async move {
+        let revoked = put_in_force(shared.clone(), target, operator.origin()).await?;
+        super::rekey::after_revocation(&shared).await;
+        Ok(revoked)
+    })
+    .await;
     done.unwrap_or_else(|error| Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error)))
 }
 
-async fn put_in_force(shared: Arc<Shared>, target: Target, origin: Origin) -> Result<Json<Revoked>, Problem> {
+/// Revokes and has everybody who asks told so from here on.
+pub async fn put_in_force(shared: Arc<Shared>, target: Target, origin: Origin) -> Result<Json<Revoked>, Problem> {
     let now = clock::unix();
     let revoked = shared.revoke(&target, &origin, now).await?;
     match target {
-        Target::Name(_) | Target::Identity(_) => shared.registry().remove(revoked.identity),
+        Target::Name(_) | Target::Identity(_) => {
+            shared.registry().remove(revoked.identity);
+            shared.copies().remove(&revoked.identity);
+        }
         // The member may have another certificate; it is heard again if so.
         Target::Serial(_) => {
             shared.registry().unregister(revoked.identity);

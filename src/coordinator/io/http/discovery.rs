@@ -40,6 +40,7 @@ pub async fn metrics(axum::extract::State(shared): State) -> Response {
         shared.metrics.fleet.set(&registry, &shared.ruling.in_force().authorities, number, now);
         (registry.counts(now), registry.dirty_count())
     };
+    shared.metrics.set_copied(shared.copies().count(now));
     let text = shared.metrics.encode(counts, number, unwritten);
     ([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response()
 }
@@ -48,8 +49,9 @@ pub async fn metrics(axum::extract::State(shared): State) -> Response {
 pub async fn page(axum::extract::State(shared): State, caller: Caller) -> Result<Response, Problem> {
     caller.reader(&shared)?;
     let now = clock::unix();
-    let care = care::of(&shared.ruling.in_force().authorities, now);
-    let html = page::render(&shared.config, &shared.registry(), &shared.ruling.in_force().authorities, &care, now);
+    let authorities = &shared.ruling.in_force().authorities;
+    let care = care::of(authorities, now);
+    let html = page::render(&shared.config, &shared.registry(), &shared.copies(), authorities, &care, now);
     let headers = [
         (header::CONTENT_SECURITY_POLICY, PAGE_POLICY),
         (header::CACHE_CONTROL, "no-store"),

@@ -40,7 +40,7 @@ pub async fn enroll(
     if request.wg != body.wireguard_key {
         return Err(Problem::bad_request("bad_csr", "the WireGuard key differs from the one in the request"));
     }
-    let secret_hash = secret_hash(&body.token)
+    let secret_hash = secret_hash(body.token.expose())
         .ok_or_else(|| Problem::bad_request("bad_token", "that is not the secret of a join token"))?;
 
     match shared.store.enrol(&request, &secret_hash, source, now, |grant| shared.issue(grant, now)).await? {

@@ -177,6 +177,7 @@ impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Problem {
         match error {
             StoreError::Refused(refusal) => refusal.into(),
+            StoreError::Rekey(refusal) => refusal.into(),
             StoreError::NotFound(_) => Problem::not_found(&error),
             StoreError::Ambiguous(what) => Problem::new(StatusCode::CONFLICT, "ambiguous", what)
                 .hint("wiremesh join list shows identities; compare with what the machine itself says"),

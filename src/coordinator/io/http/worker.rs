@@ -7,9 +7,13 @@ use wiremesh_certs::{NodeRecord, Opened, Signed, UnixTime, Verified};
 
 use super::{Body, Caller, Problem, Source, State};
 use crate::{
-    api::{HeartbeatRequest, HeartbeatResponse, MAX_CAPABILITIES_BYTES, RegisterRequest},
+    api::{Copied, HeartbeatRequest, HeartbeatResponse, Instance, MAX_CAPABILITIES_BYTES, RegisterRequest},
     clock,
-    coordinator::{io::shared::Shared, registry::NodeKey},
+    coordinator::{
+        audit::{Event, Kind, Origin},
+        io::shared::Shared,
+        registry::NodeKey,
+    },
 };
 
 /// `POST /api/worker/register`
@@ -28,10 +32,11 @@ pub async fn register(
     if body.services.is_some_and(|services| services != opened.payload.services) {
         return Err(Problem::bad_request("bad_services", "the services differ from those in the signed record"));
     }
-    let trust = shared.trust.current();
+    let (trust, sequence) = (shared.trust.current(), opened.payload.sequence);
     let introductions =
         shared.registry().handle_register(&trust, &by, opened, body.capabilities, body.dht_port, now)?;
-    Ok(Json(answer(&shared, &by, introductions, body.revocation_number)))
+    let copied = copied(&shared, &by, body.instance, source, sequence, now).await;
+    Ok(Json(HeartbeatResponse { copied, ..answer(&shared, &by, introductions, body.revocation_number) }))
 }
 
 /// `POST /api/worker/heartbeat`
@@ -43,8 +48,10 @@ pub async fn heartbeat(
 ) -> Result<Json<HeartbeatResponse>, Problem> {
     let by = caller.member()?;
     let (opened, now) = open(&shared, &by, source, &body.record).await?;
+    let sequence = opened.payload.sequence;
     let introductions = shared.registry().handle_heartbeat(&shared.trust.current(), &by, opened, now)?;
-    Ok(Json(answer(&shared, &by, introductions, body.revocation_number)))
+    let copied = copied(&shared, &by, body.instance, source, sequence, now).await;
+    Ok(Json(HeartbeatResponse { copied, ..answer(&shared, &by, introductions, body.revocation_number) }))
 }
 
 /// `DELETE /api/worker/unregister/{id}`
@@ -85,6 +92,31 @@ async fn open(
     Ok((opened, now))
 }
 
+/// Whether another process uses the same keys; older agents do not say which process they are.
+async fn copied(
+    shared: &Shared,
+    by: &Verified,
+    instance: Option<Instance>,
+    from: IpAddr,
+    sequence: u64,
+    now: UnixTime,
+) -> Option<Copied> {
+    let heard = shared.copies().handle_heartbeat(by.id(), instance?, from, sequence, now);
+    if let Some(copied) = heard.copied.filter(|_| heard.is_news) {
+        shared.metrics.copies_detected.inc();
+        tracing::warn!(
+            name = %by.name(), identity = %by.id(), one = %from, other = %copied.seen_from,
+            "two machines use the keys of this member: stop one of them; if nobody copied them, revoke it"
+        );
+        let event = Event::new(Kind::CopiedIdentity, &Origin::coordinator()).about(by.name(), by.id());
+        let event = event.with("one", from).with("other", copied.seen_from);
+        if let Err(error) = shared.store.audit(&event, now).await {
+            tracing::error!(why = %error, "the audit has no row about it");
+        }
+    }
+    heard.copied
+}
+
 fn answer(
     shared: &Shared,
     by: &Verified,
@@ -106,6 +138,7 @@ fn answer(
         coordinators: shared.urls.clone(),
         interval_secs: shared.config.heartbeat_interval.as_secs(),
         register: !shared.registry().is_registered(by.id()),
+        copied: None,
         send_revocations: revocation_number > number,
     }
 }

@@ -339,7 +339,7 @@ async fn write_member(
     Ok(())
 }
 
-async fn write_certificate(
+pub(super) async fn write_certificate(
     tx: &mut Transaction<'_, Sqlite>,
     serial: &Serial,
     identity: NodeId,

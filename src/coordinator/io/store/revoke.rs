@@ -6,7 +6,7 @@ use wiremesh_certs::{NodeId, NodeName, Serial, UnixTime};
 use super::{
     Store, StoreError, audit, integer,
     list::{self, Make, Published},
-    node_id, parsed,
+    node_id, parsed, rekey,
 };
 use crate::coordinator::audit::{Event, Kind, Origin};
 
@@ -56,10 +56,13 @@ impl Store {
         .bind(ends_at)
         .execute(&mut *tx)
         .await?;
-        let name: Option<String> = sqlx::query_scalar("SELECT name FROM members WHERE identity = ?")
-            .bind(identity.0.as_slice())
-            .fetch_optional(&mut *tx)
-            .await?;
+        let name: Option<String> = sqlx::query_scalar(
+            "SELECT name FROM members WHERE identity = ?1
+             UNION ALL SELECT m.name FROM former_identities f JOIN members m ON m.host = f.host WHERE f.identity = ?1",
+        )
+        .bind(identity.0.as_slice())
+        .fetch_optional(&mut *tx)
+        .await?;
         let name: Option<NodeName> = name.map(|name| parsed(name, "name")).transpose()?;
         if serial.is_none() {
             sqlx::query("UPDATE members SET revoked_at = COALESCE(revoked_at, ?), record = NULL WHERE identity = ?")
@@ -98,7 +101,9 @@ async fn find(
                 .bind(identity.0.as_slice())
                 .fetch_optional(&mut **tx)
                 .await?;
-            known.ok_or_else(|| StoreError::NotFound(format!("member with identity {}", identity.to_hex())))?;
+            if known.is_none() && !rekey::is_former(tx, *identity).await? {
+                return Err(StoreError::NotFound(format!("member with identity {}", identity.to_hex())));
+            }
             Ok((*identity, None))
         }
         Target::Serial(serial) => {
@@ -113,7 +118,11 @@ async fn find(
 }
 
 /// When the last certificate of `identity` ends.
-async fn last_end(tx: &mut Transaction<'_, Sqlite>, identity: NodeId, now: UnixTime) -> Result<i64, StoreError> {
+pub(super) async fn last_end(
+    tx: &mut Transaction<'_, Sqlite>,
+    identity: NodeId,
+    now: UnixTime,
+) -> Result<i64, StoreError> {
     let end: Option<i64> = sqlx::query_scalar("SELECT MAX(not_after) FROM certificates WHERE identity = ?")
         .bind(identity.0.as_slice())
         .fetch_one(&mut **tx)
