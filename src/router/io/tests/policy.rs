@@ -143,8 +143,8 @@ async fn the_pages_are_for_every_member() {
     mesh.rule(Some(&[]), Some(&[]));
 
     for page in ["/health", "/v1/models", "/calls/00000000000000000000000000000001"] {
-        let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(9);
-        let proof = proof_header(&key, &chain, &worker.id.to_hex(), "GET", page, clock::unix(), &mut rng).unwrap();
+        let audience = worker.id.to_hex();
+        let proof = proof_header(&key, &chain, &audience, "GET", page, clock::unix(), &mut rand::rng()).unwrap();
         let by_proof = Request::get(format!("http://{}{page}", worker.ingress)).header("authorization", proof);
 
         assert_eq!(get(format!("http://{}{page}", worker.overlay)).await.status(), 200, "{page}");

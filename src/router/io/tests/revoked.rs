@@ -86,7 +86,7 @@ async fn a_stream_goes_on_past_the_end_of_a_certificate_that_was_renewed_and_is_
     let mesh = Mesh::new();
     let endless = Endless::start().await;
     let worker = mesh.agent("bob", 3, Service::ocr(endless.address)).await;
-    let short = Duration::from_secs(2);
+    let short = Duration::from_secs(4);
     let (key, chain) = mesh.member_of("carol", 4, &[], short);
     let ends_at = clock::now() + short;
     let mut answer = ask_ingress(&worker, &key, &chain).await;
