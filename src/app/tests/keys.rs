@@ -87,6 +87,22 @@ async fn a_lost_answer_is_given_again_and_keys_that_were_never_used_are_revoked_
 }
 
 #[tokio::test]
+async fn keys_whose_first_word_is_a_renewal_are_the_members_as_well() {
+    let mesh = Mesh::start().await;
+    let (alpha, _session) = mesh.join("alpha", &mesh.token(json!({})).await).await.unwrap();
+    let ((identity, _), body) = next_keys("alpha");
+    let next = chain(&alpha.client.rekey(&body).await.unwrap().certificate);
+    let (audience, path) = (api::audience(&MeshName::new("lab").unwrap()), "/api/certs/renew");
+    let proof = proof_header(&identity, &next, &audience, "POST", path, clock::unix(), &mut rng()).unwrap();
+
+    let (status, answer) = mesh.post(path, json!({}), Some(&proof)).await;
+
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    assert_eq!(kind(&mesh, &alpha.identity, alpha.verified.chain()).await, "revoked");
+    assert_eq!(kind(&mesh, &identity, &next).await, "fine");
+}
+
+#[tokio::test]
 async fn every_change_of_keys_that_must_not_happen_is_refused_with_its_reason() {
     let mesh = Mesh::start().await;
     let token = mesh.token(json!({"uses": 2})).await;

@@ -183,11 +183,8 @@ impl FromRequestParts<Arc<Shared>> for Caller {
     async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Caller, Problem> {
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         let caller = who(&parts.headers, parts.method.as_str(), path, shared)?;
-        if let Caller::Member(by) = &caller
-            && !shared.registry().knows(by.id())
-        {
-            let from = parts.extensions.get::<Source>().map_or(IpAddr::from([0, 0, 0, 0]), |source| source.0);
-            rekey::on_heard(shared, by, from).await?;
+        if let Caller::Member(by) = &caller {
+            rekey::on_heard(shared, by.id(), &parts.extensions).await?;
         }
         Ok(caller)
     }

@@ -49,10 +49,12 @@ impl FromRequestParts<Arc<Shared>> for Returning {
         let (window, now) = (shared.config.renewal_window, clock::unix());
         let checked =
             shared.proofs().check_renewable(header, parts.method.as_str(), path, &trust, &former, window, now);
-        checked.map(Returning).map_err(|refused| match refused {
+        let by = checked.map_err(|refused| match refused {
             Refused::Expired { not_after, .. } => window_over(not_after, window),
             refused => refused.into(),
-        })
+        })?;
+        super::rekey::on_heard(shared, by.id(), &parts.extensions).await?;
+        Ok(Returning(by))
     }
 }
 

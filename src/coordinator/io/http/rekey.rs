@@ -2,8 +2,11 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use axum::{Extension, Json, http::StatusCode};
-use wiremesh_certs::{CertificateRequest, NodeId, Verified};
+use axum::{
+    Extension, Json,
+    http::{Extensions, StatusCode},
+};
+use wiremesh_certs::{CertificateRequest, NodeId};
 
 use super::{Body, Caller, Problem, Source, State, admin};
 use crate::{
@@ -40,10 +43,14 @@ pub async fn rekey(
     Ok(Json(RekeyResponse { certificate }))
 }
 
-/// Somebody speaks whom the registry does not know. If it is a member with its next keys, they are its keys from here
-/// on, and the ones before are revoked.
-pub async fn on_heard(shared: &Arc<Shared>, by: &Verified, from: IpAddr) -> Result<(), Problem> {
-    on_its_own(settle(shared.clone(), by.id(), from)).await
+/// Somebody has proven to be `by`. If that is a member with its next keys, they are its keys from here on, and the ones
+/// before are revoked. Costs nothing for whoever is known.
+pub async fn on_heard(shared: &Arc<Shared>, by: NodeId, extensions: &Extensions) -> Result<(), Problem> {
+    if shared.registry().knows(by) {
+        return Ok(());
+    }
+    let from = extensions.get::<Source>().map_or(IpAddr::from([0, 0, 0, 0]), |source| source.0);
+    on_its_own(settle(shared.clone(), by, from)).await
 }
 
 async fn settle(shared: Arc<Shared>, heard: NodeId, from: IpAddr) -> Result<(), Problem> {
