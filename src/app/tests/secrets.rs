@@ -10,8 +10,8 @@ use crate::{
 async fn debug_shows_no_secret_of_anything_that_holds_one() {
     let mesh = Mesh::start().await;
     let token = mesh.token(json!({})).await;
-    let (member, session) = mesh.join("alpha", &token).await.unwrap();
-    let state = mesh.state_dir(&format!("alpha-{}", token.secret_base64().as_str()));
+    let state = mesh.state_dir("a");
+    let (member, session) = mesh.join_in(&state, "alpha", &token).await.unwrap();
     let parameters = CaParameters {
         mesh: MeshName::new("lab").unwrap(),
         network: "10.42.0.0/16".parse().unwrap(),
