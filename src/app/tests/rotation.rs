@@ -343,7 +343,8 @@ async fn the_operator_sees_whose_certificate_ends_when() {
     ] {
         assert!(metrics.contains(&line), "{line}: {metrics}");
     }
-    assert!(page.contains("<td>ends in 6d23h<td>"), "{page}");
+    // Made within the same second, or a moment later.
+    assert!(["7d", "6d23h"].iter().any(|left| page.contains(&format!("<td>ends in {left}<td>"))), "{page}");
     agent.stop().await;
 }
 
