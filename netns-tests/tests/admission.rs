@@ -144,7 +144,7 @@ fn groups_and_services_of_a_token_are_in_the_certificate_and_nothing_else_is_off
         client.post("/service/ocr/page", "hello")?.expect_ok()?;
         let refused = client.post("/service/llm-inference", "{}")?;
         assert_eq!(refused.json::<Value>()?["error"]["type"], "service_not_found");
-        assert!(worker.log().contains("our certificate does not allow us to offer this service"));
+        assert!(worker.log().contains("not offered to others: it is not allowed"));
         Ok(())
     });
 }

@@ -20,7 +20,7 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// For one step of a rotation, a coordinator that was started lately and hears its members again included.
 const STEP_WITHIN: Duration = Duration::from_secs(90);
 /// So that steps are not waited for too long.
-const FAST: &str = "heartbeat_interval = \"2s\"";
+const FAST: &str = "heartbeat_interval = \"2s\"\ncertificate_lifetime = \"4m\"";
 const BLOCK_BYTES: usize = 16 * 1024;
 /// One block each, so that traffic flows for as long as the story lasts.
 const PACE: Duration = Duration::from_millis(5);
