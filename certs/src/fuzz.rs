@@ -86,7 +86,7 @@ pub fn told<T>(outcome: Result<T, impl fmt::Display>) -> Option<T> {
 
 /// A refusal fits one line.
 pub fn fit_to_be_shown(text: &str) {
-    assert!(text.len() <= MAX_REFUSAL_BYTES, "{} bytes: {}", text.len(), &text[..text.floor_char_boundary(200)]);
+    assert!(text.len() <= MAX_REFUSAL_BYTES, "{} bytes: {}", text.len(), text.chars().take(200).collect::<String>());
     assert!(!text.chars().any(char::is_control), "control characters: {text:?}");
 }
 

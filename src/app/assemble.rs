@@ -111,8 +111,7 @@ pub async fn start(
         audience,
         seed: rand::random(),
     })?;
-    let membership =
-        members::start(config, session, &recorder, &directory, &member.trust, router.clone(), renewed, tasks);
+    let membership = members::start(config, session, &recorder, &directory, router.clone(), renewed, tasks);
     telling.start(router.counters(), tasks);
     let prober = router.clone();
     tasks.spawn("router", |stop| prober.run(stop));

@@ -28,7 +28,6 @@ pub fn start(
     session: membership::io::Session,
     recorder: &Arc<Recorder>,
     directory: &directory::Handle,
-    trust: &Arc<TrustStore>,
     router: router::io::Router,
     renewed: Arc<Notify>,
     tasks: &Tasks,
@@ -41,7 +40,7 @@ pub fn start(
         recorder: recorder.clone(),
         directory: directory.clone(),
         membership: membership.clone(),
-        trust: trust.clone(),
+        trust: recorder.trust.clone(),
         router,
         renewed,
     };

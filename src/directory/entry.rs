@@ -274,7 +274,7 @@ pub mod testing {
                 name: NodeName::new(&format!("node-{n}")).unwrap(),
                 address: OverlayIp(IpAddr::from([127, 0, 10, n])),
                 // Even ones are in a group that policies may name.
-                groups: if n % 2 == 0 { vec!["even".parse().unwrap()] } else { Vec::new() },
+                groups: if n.is_multiple_of(2) { vec!["even".parse().unwrap()] } else { Vec::new() },
                 services,
                 lifetime,
             };
