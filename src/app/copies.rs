@@ -20,6 +20,9 @@ pub const MAX_MADE: usize = 256;
 /// So long after the last record of another machine it is believed to be gone. Such records come every half minute.
 pub const ENDS_AFTER: Duration = Duration::from_secs(180);
 
+/// So long is looked more often after the first record that we did not make.
+pub const SUSPICIOUS_FOR: Duration = Duration::from_secs(90);
+
 /// Who else uses our keys.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct Copied {
@@ -56,7 +59,8 @@ impl From<api::Copied> for Copied {
 pub struct OwnRecords {
     /// Oldest first.
     made: VecDeque<u64>,
-    noted: Option<u64>,
+    /// One that was not, and when it was first heard.
+    noted: Option<(u64, UnixTime)>,
     foreign: Option<Copied>,
 }
 
@@ -75,8 +79,12 @@ impl OwnRecords {
         if before_our_memory || self.made.contains(&record.sequence) {
             return false;
         }
-        let Some(noted) = self.noted.replace(record.sequence.max(self.noted.unwrap_or(0))) else { return false };
-        if record.sequence <= noted {
+        let noted = self.noted.map(|(sequence, _)| sequence);
+        if noted.is_some_and(|noted| record.sequence <= noted) {
+            return false;
+        }
+        self.noted = Some((record.sequence, now));
+        if noted.is_none() {
             return false;
         }
         let known = self.copied(now);
@@ -87,6 +95,11 @@ impl OwnRecords {
             since: known.as_ref().map_or(now, |known| known.since),
         });
         known.is_none()
+    }
+
+    /// Whether one was heard that may be another machine's: worth a look sooner than else.
+    pub fn is_suspicious(&self, now: UnixTime) -> bool {
+        self.copied(now).is_none() && self.noted.is_some_and(|(_, at)| now.saturating_since(at) < SUSPICIOUS_FOR)
     }
 
     /// The other machine, while there is one.
@@ -137,7 +150,9 @@ mod tests {
 
         assert!(!own.on_heard(&record(150), NOW), "one may be of a run with another clock");
         assert!(!own.on_heard(&record(150), NOW), "the same again tells no more");
+        assert!(own.is_suspicious(NOW) && !own.is_suspicious(NOW.plus(SUSPICIOUS_FOR)));
         assert!(own.on_heard(&record(160), NOW));
+        assert!(!own.is_suspicious(NOW), "it is certain");
         assert!(!own.on_heard(&record(170), NOW), "it is known");
 
         let copied = own.copied(NOW).unwrap();

@@ -110,6 +110,11 @@ impl Author {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).said.on_heard(record, now)
     }
 
+    /// Whether a record was heard in our name that may be another machine's.
+    pub fn is_suspicious(&self, now: UnixTime) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).said.is_suspicious(now)
+    }
+
     /// Another machine with our keys, if records in our name tell of one.
     pub fn copied(&self, now: UnixTime) -> Option<Copied> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).said.copied(now)
