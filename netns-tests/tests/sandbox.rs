@@ -166,7 +166,7 @@ fn running(command_line: &str) -> anyhow::Result<usize> {
 fn udp_arrives(from: &Node, to: &Node) -> anyhow::Result<bool> {
     let receiver = to.run(|| UdpSocket::bind((to.address(), 7000)))??;
     let sender = from.run(|| UdpSocket::bind((from.address(), 7000)))??;
-    receiver.set_read_timeout(Some(Duration::from_millis(300)))?;
+    receiver.set_read_timeout(Some(Duration::from_secs(1)))?;
     sender.send_to(b"hello", (to.address(), 7000))?;
     match receiver.recv(&mut [0; 16]) {
         Ok(_) => Ok(true),
