@@ -29,7 +29,7 @@ pub struct Wanted {
 }
 
 impl Store {
-    /// Adds a row of its own. What is done in the database is told in the same transaction: [`write`].
+    /// Adds a row of its own. What is done in the database is told in the same transaction: [`write()`].
     pub async fn audit(&self, event: &Event, now: UnixTime) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
         write(&mut tx, event, now).await?;
