@@ -114,7 +114,8 @@ impl Trust {
     }
 
     /// Like [`Trust::verify`], for whoever may renew: see [`Trust::open_renewable`]. That a former authority was revoked
-    /// is no reason to refuse, since whoever may renew proves its own key.
+    /// is no reason to refuse: whoever asks proves its own key, and the caller renews none but identities that it knows, or
+    /// who stole that authority's key could bring in anybody.
     pub fn renewable(
         &self,
         chain: &Chain,
