@@ -1,14 +1,13 @@
 //! `wiremesh status`, `peers` and `services`: what the running agent knows, with the age of its evidence.
 
 use std::{
-    fmt::Write as _,
     io::{IsTerminal, Write},
     time::Duration,
 };
 
 use serde_json::Value;
 
-use super::{agent::Where, failure::Failure, socket};
+use super::{agent::Where, failure::Failure, socket, table};
 
 /// How often `--watch` looks again.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
@@ -152,7 +151,7 @@ fn status(value: &Value) -> String {
 fn peers(value: &Value) -> String {
     let rows = value["peers"].as_array().into_iter().flatten().map(|peer| {
         let key: String = text(&peer["public_key"]).chars().take(8).collect();
-        vec![
+        [
             peer["name"].as_str().map_or(format!("({key}…)"), str::to_owned),
             text(&peer["address"]),
             text(&peer["endpoint"]),
@@ -161,13 +160,13 @@ fn peers(value: &Value) -> String {
             ago(&peer["handshake_secs_ago"]),
         ]
     });
-    table(&["NAME", "ADDRESS", "ENDPOINT", "CONNECTED", "HEARD", "HANDSHAKE"], rows.collect())
+    table(["NAME", "ADDRESS", "ENDPOINT", "CONNECTED", "HEARD", "HANDSHAKE"], rows)
 }
 
 fn services(value: &Value) -> String {
     let rows = value["services"].as_array().into_iter().flatten().flat_map(|service| {
         service["workers"].as_array().into_iter().flatten().map(|worker| {
-            vec![
+            [
                 text(&service["name"]),
                 text(&worker["name"]),
                 text(&worker["address"]),
@@ -177,25 +176,14 @@ fn services(value: &Value) -> String {
             ]
         })
     });
-    table(&["SERVICE", "WORKER", "ADDRESS", "LOAD", "TUNNEL", "PUBLISHED"], rows.collect())
+    table(["SERVICE", "WORKER", "ADDRESS", "LOAD", "TUNNEL", "PUBLISHED"], rows)
 }
 
-/// Columns as wide as their widest cell, two spaces between.
-fn table(head: &[&str], rows: Vec<Vec<String>>) -> String {
-    let mut lines = vec![head.iter().map(|cell| (*cell).to_owned()).collect::<Vec<_>>()];
-    lines.extend(rows);
-    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..head.len()).map(width).collect();
-    let mut out = String::new();
-    for line in &lines {
-        let mut row = String::new();
-        for (cell, width) in line.iter().zip(&widths) {
-            let _ = write!(row, "{cell:<width$}  ");
-        }
-        out.push_str(row.trim_end());
-        out.push('\n');
-    }
-    out
+/// A table as text.
+fn table<const COLUMNS: usize>(head: [&str; COLUMNS], rows: impl IntoIterator<Item = [String; COLUMNS]>) -> String {
+    let mut text = Vec::new();
+    table::write(head, rows, &mut text).expect("writing to memory does not fail");
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 fn text(value: &Value) -> String {
@@ -239,7 +227,7 @@ mod tests {
 
     #[test]
     fn columns_line_up() {
-        let table = table(&["A", "LONG"], vec![vec!["worker-1".into(), "x".into()]]);
+        let table = table(["A", "LONG"], [["worker-1".into(), "x".into()]]);
 
         assert_eq!(table, "A         LONG\nworker-1  x\n");
     }
