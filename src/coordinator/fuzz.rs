@@ -6,7 +6,7 @@ use wiremesh_certs::{CertificateRequest, JoinToken, hash_of_secret};
 use super::{config::public_url, registry::NodeKey};
 use crate::{
     api::{
-        self, EnrollRequest, HeartbeatRequest, RegisterRequest,
+        self, EnrollRequest, HeartbeatRequest, RegisterRequest, RekeyRequest,
         admin::{AuditQuery, CreateToken, DecideJoin, Revoke},
     },
     fuzz::{NOW, Verdict, World, told},
@@ -21,6 +21,8 @@ pub fn bodies(bytes: &[u8]) -> Verdict {
         let _ = hash_of_secret(body.token.expose());
         let _ = told(body.token.expose().parse::<JoinToken>());
     }
+    let rekey = read::<RekeyRequest>(bytes);
+    rekey.iter().for_each(|body| _ = told(CertificateRequest::parse(&body.csr)));
     let register = read::<RegisterRequest>(bytes);
     let heartbeat = read::<HeartbeatRequest>(bytes);
     let records = register.iter().map(|body| &body.record).chain(heartbeat.iter().map(|body| &body.record));
@@ -34,8 +36,8 @@ pub fn bodies(bytes: &[u8]) -> Verdict {
     let revoke = read::<Revoke>(bytes);
     let _ = (read::<DecideJoin>(bytes), read::<AuditQuery>(bytes));
     let node = std::str::from_utf8(bytes).ok().and_then(NodeKey::parse);
-    let taken = [enrol.is_some(), register.is_some(), heartbeat.is_some(), token.is_some(), revoke.is_some()];
-    Verdict::taken_if(taken.contains(&true) || node.is_some())
+    let of_members = enrol.is_some() || rekey.is_some() || register.is_some() || heartbeat.is_some();
+    Verdict::taken_if(of_members || token.is_some() || revoke.is_some() || node.is_some())
 }
 
 fn read<T: DeserializeOwned + Serialize>(bytes: &[u8]) -> Option<T> {

@@ -11,8 +11,8 @@ use super::{
 use crate::{
     api::{
         self, BootstrapResponse, DiscoverModelResponse, DiscoverResponse, EnrollResponse, ErrorResponse,
-        HeartbeatResponse, JoinWaiting, MAX_COORDINATORS, NodeResponse, RenewResponse, RevocationsResponse,
-        ServicesResponse,
+        HeartbeatResponse, JoinWaiting, MAX_COORDINATORS, NodeResponse, RekeyResponse, RenewResponse,
+        RevocationsResponse, ServicesResponse,
     },
     fuzz::{NOW, Verdict, World, told, verified},
 };
@@ -47,6 +47,7 @@ pub fn answers(bytes: &[u8]) -> Verdict {
         read::<RevocationsResponse>(bytes).is_some(),
         read::<ErrorResponse>(bytes).is_some(),
         read::<JoinWaiting>(bytes).is_some(),
+        read::<RekeyResponse>(bytes).is_some(),
         read::<EnrollResponse>(bytes).is_some(),
         read::<RenewResponse>(bytes).is_some(),
         read::<HeartbeatResponse>(bytes).is_some(),

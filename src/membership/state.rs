@@ -197,6 +197,7 @@ mod tests {
     use wiremesh_certs::{Authority, CaParameters, RevocationList};
 
     use super::*;
+    use crate::fuzz::World;
 
     const NOW: UnixTime = UnixTime(1_800_000_000);
 
@@ -326,5 +327,24 @@ mod tests {
         assert!(file.knows(&roots.last().unwrap().certificate().fingerprint()));
         assert!(!file.knows(&roots[0].certificate().fingerprint()));
         assert_eq!(MemberFile::parse(&file.to_text()).unwrap(), file);
+    }
+
+    #[test]
+    fn a_node_named_many_times_over_takes_one_place_and_puts_nobody_out() {
+        let World { member, .. } = World::get();
+        let record = World::record_by(member, &[]).unwrap();
+        let seed = |name: &str| Seed {
+            worker_id: name.parse().unwrap(),
+            vpn_ip: "10.42.0.2".parse().unwrap(),
+            tunnel_url: None,
+            dht_port: 8468,
+            record: record.clone(),
+        };
+        let mut kept = SeedsFile { seeds: vec![seed("old")] };
+
+        kept.merge(vec![seed("new"); 2 * MAX_KEPT_SEEDS]);
+
+        let names: Vec<_> = kept.seeds.iter().map(|seed| seed.worker_id.as_str()).collect();
+        assert_eq!(names, ["new", "old"]);
     }
 }

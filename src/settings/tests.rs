@@ -159,3 +159,20 @@ fn variables_with_another_meaning_are_passed_over() {
 
     assert_eq!(options, Ok(Options::default()));
 }
+
+#[test]
+fn what_is_wrong_is_said_in_few_words_and_moves_no_cursor() {
+    let long = "x".repeat(1 << 16);
+    for (file, begins) in [
+        (format!("a = 1\nname = {long}"), "agent.toml: line 2: "),
+        (format!("name = [\"{long}\"]"), "agent.toml: `name`: invalid type: sequence"),
+        (format!("lifetime = \"{long}\""), "agent.toml: `lifetime`: \"xxxx"),
+        (format!("{long} = 1"), "agent.toml: `xxxx"),
+        ("\"\\u001b[2J\" = 1".to_owned(), "agent.toml: `\u{fffd}[2J`: there is no such option"),
+        ("name = \u{1b}[2J".to_owned(), "agent.toml: line 1: "),
+    ] {
+        let bad = read(&file, &[]).unwrap_err();
+        assert!(bad.starts_with(begins) && bad.len() < 800, "{bad}");
+        assert!(!bad.contains('\u{1b}'), "{bad:?}");
+    }
+}
