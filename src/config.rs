@@ -1,5 +1,7 @@
 //! The agent's configuration: read from a file, the environment and flags into types that cannot be wrong.
 
+mod service;
+
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
@@ -8,23 +10,20 @@ use std::{
 
 use ipnet::IpNet;
 use serde::Deserialize;
-use wiremesh_certs::{NodeName, ServiceName, TunnelUrl, WgPublicKey};
+use wiremesh_certs::{NodeName, TunnelUrl, WgPublicKey};
 use zeroize::Zeroizing;
 
 use crate::{
-    services::{self, Expected, Kind},
     settings::{BadSettings, Layers, Span},
     telemetry::access_log,
 };
+pub use service::ServiceConfig;
+use service::ServiceFile;
 
 /// Where an agent keeps its keys, certificate and what it remembers, unless told otherwise.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/wiremesh";
 /// Overlay packets of this size fit through any path, with WireGuard around them. QUIC needs 1,200 bytes of payload.
 pub const MIN_OVERLAY_MTU: u16 = 1280;
-/// What a service's upstream is called that is to be recognised.
-const AUTO: &str = "auto";
-/// How long one command may hold up the end of the agent.
-const MAX_STOP_GRACE: Duration = Duration::from_secs(600);
 /// The shortest life of an agent's keys.
 const MIN_ROTATION: Duration = Duration::from_secs(3600);
 /// New keys more often than this cost more than they protect.
@@ -168,31 +167,6 @@ pub struct TelemetryConfig {
     pub sample: f64,
 }
 
-/// `[[service]]`
-#[derive(Clone, Debug)]
-pub struct ServiceConfig {
-    /// What others ask for.
-    pub name: ServiceName,
-    /// Where requests go, http.
-    pub upstream: String,
-    /// The path of its health probe.
-    pub health: String,
-    /// The answers to it that mean healthy.
-    pub health_status: Expected,
-    /// What the upstream is; `None`: to be found out.
-    pub kind: Option<Kind>,
-    /// Where the upstream shows its metrics; `None`: where its kind does.
-    pub metrics_port: Option<u16>,
-    /// What to run, if the agent supervises it.
-    pub command: Vec<String>,
-    /// How long the command may take to end after SIGTERM.
-    pub stop_grace: Duration,
-    /// Requests at once; `None`: as many as the upstream says.
-    pub max_concurrency: Option<u32>,
-    /// Requests that may wait for their turn.
-    pub queue: u32,
-}
-
 impl Config {
     /// Reads what was given. `host_name` serves as the name if none was given.
     pub fn read(layers: Layers, host_name: &str) -> Result<Config, BadSettings> {
@@ -230,7 +204,7 @@ impl Config {
             dht: DhtConfig { enabled: file.dht.enabled, port: file.dht.port },
             api: file.api.check()?,
             telemetry: file.telemetry.check()?,
-            services: check_services(file.service)?,
+            services: service::check(file.service)?,
         })
     }
 }
@@ -510,94 +484,6 @@ impl TelemetryFile {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ServiceFile {
-    name: ServiceName,
-    upstream: String,
-    #[serde(default = "root_path")]
-    health: String,
-    #[serde(default)]
-    health_status: Vec<String>,
-    #[serde(default = "auto")]
-    kind: String,
-    #[serde(default)]
-    metrics_port: u16,
-    #[serde(default)]
-    command: Vec<String>,
-    #[serde(default = "stop_grace")]
-    stop_grace: Span,
-    max_concurrency: Option<u32>,
-    #[serde(default = "sixteen")]
-    queue: u32,
-}
-
-fn root_path() -> String {
-    "/".to_owned()
-}
-
-fn auto() -> String {
-    AUTO.to_owned()
-}
-
-fn stop_grace() -> Span {
-    Span(services::DEFAULT_STOP_GRACE)
-}
-
-fn sixteen() -> u32 {
-    16
-}
-
-fn check_services(services: Vec<ServiceFile>) -> Result<Vec<ServiceConfig>, BadSettings> {
-    if services.len() > wiremesh_certs::MAX_SERVICES {
-        return Err(BadSettings::about("service", "an agent offers at most 16 services"));
-    }
-    let mut names = std::collections::BTreeSet::new();
-    services
-        .into_iter()
-        .map(|service| {
-            let about = |key: &str, what: &str| BadSettings::about(&format!("service.{}.{key}", service.name), what);
-            if !names.insert(service.name.clone()) {
-                return Err(about("name", "this service is there twice"));
-            }
-            let upstream: http::Uri = service.upstream.parse().map_err(|_| about("upstream", "not a URL"))?;
-            if upstream.scheme_str() != Some("http") || upstream.authority().is_none() {
-                return Err(about("upstream", "an http URL is needed: \"http://127.0.0.1:11434\""));
-            }
-            if !service.health.starts_with('/') {
-                return Err(about("health", "a path begins with '/'"));
-            }
-            if service.max_concurrency == Some(0) {
-                return Err(about("max_concurrency", "at least 1; without it, as many as the upstream says"));
-            }
-            if service.stop_grace.0 > MAX_STOP_GRACE {
-                return Err(about("stop_grace", "at most 10m: what stops the agent does not wait longer"));
-            }
-            let health_status =
-                Expected::of(&service.health_status).map_err(|bad| about("health_status", &bad.to_string()))?;
-            let kind = match service.kind.as_str() {
-                AUTO => None,
-                kind => Some(kind.parse().map_err(|()| {
-                    let known: Vec<_> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
-                    about("kind", &format!("{kind:?} is none; known are auto, {}", known.join(", ")))
-                })?),
-            };
-            Ok(ServiceConfig {
-                name: service.name,
-                upstream: service.upstream,
-                health: service.health,
-                health_status,
-                kind,
-                metrics_port: (service.metrics_port != 0).then_some(service.metrics_port),
-                command: service.command,
-                stop_grace: service.stop_grace.0,
-                max_concurrency: service.max_concurrency,
-                queue: service.queue,
-            })
-        })
-        .collect()
-}
-
 /// A host name made into a DNS label: its first label, in lower case, other characters as '-'.
 fn label_from(host_name: &str) -> Option<NodeName> {
     let label = host_name.split('.').next()?.to_ascii_lowercase();
@@ -606,98 +492,4 @@ fn label_from(host_name: &str) -> Option<NodeName> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_example_file_is_a_good_configuration_with_every_option() {
-        let text = include_str!("../deploy/agent.example.toml");
-
-        let config = read(text).unwrap();
-
-        assert_eq!(config.name.as_str(), "worker-gpu-001");
-        assert_eq!(config.services[0].name.as_str(), "llm-inference");
-    }
-
-    #[test]
-    fn nothing_given_is_enough() {
-        let config = Config::read(Layers::new(), "Box_7.example.com").unwrap();
-
-        assert_eq!(config.name.as_str(), "box-7");
-        assert!(config.overlay.enabled && config.dht.enabled);
-        assert!(config.api.listen.ip().is_loopback());
-    }
-
-    #[test]
-    fn each_mistake_is_named() {
-        for (text, expected) in [
-            ("[overlay]\nlisten_prot = 1", "listen_port"),
-            ("[overlay]\nmtu = 1200", "1280"),
-            ("[overlay]\nrekey_after = \"121s\"", "120s"),
-            ("[overlay.offload]\ntcp = false", "tcp"),
-            ("[overlay]\ninterface = \"a-name-that-is-too-long\"", "interface"),
-            ("[api]\nlisten = \"0.0.0.0:8000\"", "key_file"),
-            ("[api]\ntunnel_url = \"https://x.example\"", "ingress"),
-            ("[telemetry]\notlp_endpoint = \"127.0.0.1:4317\"", "http or https"),
-            ("[telemetry]\nsample = 2.0", "between 0 and 1"),
-            ("name = \"Not A Label\"", "DNS label"),
-            ("[[service]]\nname = \"a\"\nupstream = \"ftp://x\"", "http URL"),
-            (
-                "[[service]]\nname = \"a\"\nupstream = \"http://x\"\n[[service]]\nname = \"a\"\nupstream = \"http://x\"",
-                "twice",
-            ),
-            ("[[service]]\nname = \"a\"\nupstream = \"http://x\"\nkind = \"vlm\"", "vllm, llama.cpp, sglang"),
-            ("[[service]]\nname = \"a\"\nupstream = \"http://x\"\nhealth_status = [\"ok\"]", "\"2xx\""),
-            ("[[service]]\nname = \"a\"\nupstream = \"http://x\"\nmax_concurrency = 0", "as many as the upstream says"),
-            ("[[service]]\nname = \"a\"\nupstream = \"http://x\"\nstop_grace = \"1h\"", "10m"),
-            ("join_token = \"a\"\njoin_token_file = \"b\"", "one is enough"),
-            ("coordinators = [\"http://x\"]", "https"),
-        ] {
-            let error = read(text).unwrap_err().to_string();
-            assert!(error.contains(expected), "{text}: {error}");
-        }
-    }
-
-    #[test]
-    fn of_a_service_only_name_and_upstream_must_be_said() {
-        let service = "[[service]]\nname = \"a\"\nupstream = \"http://x\"\n";
-
-        let [unsaid] = &read(service).unwrap().services[..] else { panic!("one service") };
-        assert_eq!((unsaid.kind, unsaid.max_concurrency, unsaid.metrics_port), (None, None, None));
-        assert_eq!((unsaid.stop_grace, unsaid.queue), (Duration::from_secs(10), 16));
-        assert!(unsaid.health_status.takes(404) && !unsaid.health_status.takes(500));
-
-        let more = "kind = \"llama.cpp\"\nhealth_status = [\"2xx\", \"401\"]\nmetrics_port = 9\nstop_grace = \"1m\"";
-        let [said] = &read(&format!("{service}{more}")).unwrap().services[..] else { panic!("one service") };
-        assert_eq!((said.kind, said.metrics_port), (Some(Kind::LlamaCpp), Some(9)));
-        assert_eq!(said.stop_grace, Duration::from_secs(60));
-        assert!(said.health_status.takes(401) && !said.health_status.takes(404));
-    }
-
-    #[test]
-    fn a_listener_that_others_reach_needs_a_key_or_consent() {
-        assert!(read("[api]\nlisten = \"0.0.0.0:8000\"\nkey_file = \"/k\"").is_ok());
-        assert!(read("[api]\nlisten = \"0.0.0.0:8000\"\nallow_anonymous = true").is_ok());
-    }
-
-    #[test]
-    fn a_join_token_is_not_shown() {
-        let config = read("join_token = \"wm1.secret\"").unwrap();
-
-        assert!(!format!("{config:?}").contains("secret"));
-    }
-
-    #[test]
-    fn the_environment_wins_over_the_file() {
-        let layers = Layers::new().file("x", "name = \"a\"\n[overlay]\nlisten_port = 1").unwrap();
-        let environment = [("WIREMESH_OVERLAY__LISTEN_PORT".to_owned(), "2".to_owned())];
-
-        let config = Config::read(layers.environment(environment, &[]).unwrap(), "host").unwrap();
-
-        assert_eq!(config.overlay.listen_port, 2);
-    }
-
-    fn read(text: &str) -> Result<Config, BadSettings> {
-        Config::read(Layers::new().file("example", text)?, "host")
-    }
-}
+mod tests;

@@ -31,6 +31,8 @@
 //! - a packet leaves the overlay only if its inner source address belongs to the session it came from
 //! - a request crosses the mesh at most once, and after the first byte of an answer there is no second attempt
 //! - with the coordinator gone everything goes on but joining, renewing and revoking
+//! - one signed, numbered list says what is revoked, who may offer and call what, and which authorities are believed; an
+//!   older one is never taken over
 //! - every queue, cache, table and retry has a bound with a name
 //!
 //! In each part only `io` touches the world; the rest are machines that are given the time and the chance.

@@ -25,7 +25,7 @@ use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AllowedServices, BadIdentifier, ModelTag, Offer, Payload, ServiceName, Signed, UnixTime, certificate::MAX_SERVICES,
+    BadIdentifier, ModelTag, Offer, Payload, ServiceName, Signed, UnixTime, certificate::MAX_SERVICES,
     revocation::is_null,
 };
 
@@ -96,11 +96,6 @@ impl NodeRecord {
     /// Whether the node says to offer it.
     pub fn claims(&self, offer: &Offer) -> bool {
         self.services_for(offer).next().is_some()
-    }
-
-    /// Whether it offers it by a service that its certificate allows.
-    pub fn offers(&self, offer: &Offer, allowed: &AllowedServices) -> bool {
-        self.services_for(offer).any(|service| allowed.allows(service))
     }
 
     /// Everything the node says to offer, each once.
@@ -456,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_is_offered_by_a_service_that_the_certificate_allows() {
+    fn a_model_is_offered_by_the_service_that_serves_it() {
         let record = NodeRecord {
             sequence: 1,
             expires_at: UnixTime(1),
@@ -468,12 +463,11 @@ mod tests {
             models: vec![ModelOffer { service: 1, tag: ModelTag::of("whisper") }],
             revocations: 0,
         };
-        let only = |name| AllowedServices::Only(vec![ServiceName::new(name).unwrap()]);
         let whisper = Offer::Model(ModelTag::of("whisper"));
 
         for offer in [&whisper, &Offer::AnyModel] {
-            assert!(record.offers(offer, &AllowedServices::Any) && record.offers(offer, &only("asr")));
-            assert!(record.claims(offer) && !record.offers(offer, &only("llm")));
+            assert_eq!(record.services_for(offer).collect::<Vec<_>>(), [&record.services[1]]);
+            assert!(record.claims(offer));
         }
         assert!(!record.claims(&Offer::Model(ModelTag::of("llama"))));
         assert_eq!(record.claimed().len(), 4);
