@@ -75,13 +75,12 @@ fn a_node_can_be_cut_off_from_everything_and_unplugged() {
         let cut = b.cut(Traffic::Everything)?;
         assert!(!tcp_connects(&a, &b)? && !udp_arrives(&a, &b)?);
         drop(cut);
-        assert!(tcp_connects(&a, &b)?);
+        connects_again(&a, &b)?;
 
         b.unplug()?;
         assert!(!tcp_connects(&a, &b)?);
         b.plug()?;
-        assert!(tcp_connects(&a, &b)?);
-        Ok(())
+        connects_again(&a, &b)
     });
 }
 
@@ -179,6 +178,15 @@ fn tcp_connects(from: &Node, to: &Node) -> anyhow::Result<bool> {
     let _listener = to.run(|| TcpListener::bind((to.address(), 7000)))??;
     let address = (to.address(), 7000).into();
     Ok(from.run(|| TcpStream::connect_timeout(&address, Duration::from_millis(1500)))?.is_ok())
+}
+
+/// The kernel's search for a neighbour (ARP) that was lost in the cut may still be about to fail, and takes with it what
+/// is sent meanwhile: the first attempt after a cut is not yet the proof.
+fn connects_again(from: &Node, to: &Node) -> anyhow::Result<()> {
+    eventually("they connect again", LIMIT, || {
+        anyhow::ensure!(tcp_connects(from, to)?);
+        Ok(())
+    })
 }
 
 fn passes(mut near: &TcpStream, mut far: &TcpStream) -> anyhow::Result<bool> {
