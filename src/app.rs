@@ -33,7 +33,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 pub use self::socket::SOCKET;
 use self::view::View;
-use crate::{cli::failure::Failure, clock, config::Config, services, task::Tasks};
+use crate::{cli::failure::Failure, clock, config::Config, services, task::Tasks, watchdog};
 
 /// What is not part of answering a request has this long to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -52,7 +52,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
             Err(failure) => break Err(failure),
         }
     };
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    watchdog::stopping();
     if !kept.stop(&config).await {
         tracing::warn!("some services did not end in time");
     }
@@ -68,7 +68,12 @@ async fn once(config: &Config, kept: &mut Kept, signals: &mut Signals, started_a
         // Joining waits for a coordinator for as long as it takes; being told to stop ends it.
         _ = signals.any() => return Ok(Ended::Asked),
     };
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    watchdog::ready();
+    let view = agent.view.clone();
+    watchdog::start(&tasks, move || {
+        let view = view.clone();
+        async move { view.answers().await }
+    });
 
     let ended = tokio::select! {
         why = signals.any() => {
@@ -98,7 +103,7 @@ async fn once(config: &Config, kept: &mut Kept, signals: &mut Signals, started_a
     };
     let failed = tasks.failed() || kept.tasks.failed() || ground.failed() || agent.listeners.failed();
     if matches!(ended, Ended::Asked) {
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        watchdog::stopping();
     }
     agent.stop(config, &tasks, &ground).await;
     if failed {

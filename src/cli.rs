@@ -9,6 +9,8 @@ mod coordinator;
 pub mod demo;
 mod drain;
 pub mod failure;
+mod health;
+mod init;
 mod join;
 mod keys;
 mod ping;
@@ -78,6 +80,7 @@ enum Networked {
     },
     Ping(ping::Args),
     Drain(drain::Args),
+    Health(health::Args),
     Keys(keys::Args),
 }
 
@@ -99,7 +102,6 @@ enum Local {
         /// Where to; made if it is not there
         folder: std::path::PathBuf,
     },
-    #[command(hide = true)]
     DemoService(demo::service::Args),
 }
 
@@ -120,6 +122,17 @@ pub fn main() -> ExitCode {
         && let Err(error) = no_core_dumps()
     {
         let _ = writeln!(io::stderr(), "warning: a crash may write this program's memory to disk: {error}");
+    }
+    // Only these run for long, and start others.
+    if matches!(&cli.command, Command::Networked(Networked::Agent(_) | Networked::Coordinator(_))) {
+        match init::serve_as_first() {
+            Ok(None) => {}
+            Ok(Some(ended)) => return ended,
+            Err(error) => {
+                let _ = writeln!(io::stderr(), "error: could not serve as the first process: {error}");
+                return ExitCode::from(failure::FAILED);
+            }
+        }
     }
     let ended = match cli.command {
         Command::Local(command) => local(command),
@@ -147,6 +160,7 @@ async fn networked(command: Networked) -> Result<u8, Failure> {
         Networked::Call { at, call } => return call::run(&call, &at.socket()?, out, &mut io::stderr()).await,
         Networked::Ping(args) => ping::run(&args, out).await?,
         Networked::Drain(args) => drain::run(&args, out).await?,
+        Networked::Health(args) => health::run(&args, out).await?,
         Networked::Keys(args) => keys::run(&args, out).await?,
     }
     Ok(failure::DONE)

@@ -58,4 +58,5 @@ pub mod services;
 pub mod settings;
 pub mod task;
 pub mod telemetry;
+pub mod watchdog;
 pub mod words;

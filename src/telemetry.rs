@@ -1,5 +1,5 @@
-//! What the agent tells about itself while it runs. Logs: readable on a terminal, JSON elsewhere; `RUST_LOG` chooses what
-//! is said. One line per request in the access log, spans for a collector, both if they are asked for.
+//! What the agent tells about itself while it runs. Logs: for people on a terminal, JSON on standard output elsewhere;
+//! `RUST_LOG` chooses what is said. One line per request in the access log, spans for a collector, both if they are asked for.
 
 pub mod access_log;
 pub mod seldom;
@@ -14,15 +14,15 @@ use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitEx
 const DEFAULT_FILTER: &str =
     "info,boringtun=off,libp2p_kad=warn,libp2p_swarm=warn,quinn=warn,sqlx=warn,netlink_packet_route=error";
 
-/// Starts logging to standard error. Once per process.
+/// Starts logging. Once per process.
 pub fn start() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
     let registry = tracing_subscriber::registry().with(filter);
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     // A second start in one process (tests) changes nothing.
-    let _ = if std::io::stderr().is_terminal() {
-        registry.with(layer.with_target(false)).try_init()
+    let _ = if std::io::stdout().is_terminal() {
+        registry.with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false)).try_init()
     } else {
+        let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stdout);
         registry.with(layer.json().flatten_event(true).with_current_span(false)).try_init()
     };
 }

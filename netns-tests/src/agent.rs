@@ -48,6 +48,9 @@ pub struct Agent {
     refused: Vec<Refused>,
     /// Has a clock of its own.
     own_clock: bool,
+    /// Runs as the first process of a container would.
+    first: bool,
+    environment: Vec<(String, String)>,
     log_filter: String,
     folder: PathBuf,
     place: Arc<Place>,
@@ -76,6 +79,8 @@ impl Agent {
             configuration: String::new(),
             refused: Vec::new(),
             own_clock: false,
+            first: false,
+            environment: Vec::new(),
             log_filter: LOG_FILTER.to_owned(),
             folder,
             place,
@@ -135,6 +140,18 @@ impl Agent {
         self
     }
 
+    /// It will be the first process of a PID namespace, as in a container.
+    pub fn as_the_first_process(mut self) -> Agent {
+        self.first = true;
+        self
+    }
+
+    /// It will have this in its environment.
+    pub fn with_environment(mut self, name: &str, value: &str) -> Agent {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// Its clock is not the machine's: [`Agent::set_clock`] sets it.
     pub fn with_a_clock_of_its_own(mut self) -> anyhow::Result<Agent> {
         self.own_clock = true;
@@ -179,7 +196,11 @@ impl Agent {
     /// Starts the agent (again) without waiting.
     pub fn launch(&mut self) -> anyhow::Result<()> {
         self.process = None;
-        let mut command = self.place.wiremesh_refused(&self.node, &self.refused)?;
+        let mut command = match self.first {
+            true => self.place.wiremesh_first(&self.node)?,
+            false => self.place.wiremesh_refused(&self.node, &self.refused)?,
+        };
+        command.envs(self.environment.iter().cloned());
         command.arg("agent").arg("--config").arg(self.config()).env("RUST_LOG", &self.log_filter);
         if self.own_clock {
             command.env("LD_PRELOAD", libfaketime()?).env("FAKETIME_TIMESTAMP_FILE", self.folder.join(CLOCK));

@@ -93,9 +93,15 @@ impl Place {
                 command
             }
         };
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"WIREMESH_")) {
-            command.env_remove(name);
-        }
+        without_our_environment(&mut command);
+        Ok(command)
+    }
+
+    /// The same for a program that is the first of a PID namespace. Whoever ends the command ends it.
+    pub(crate) fn wiremesh_first(&self, node: &Node) -> anyhow::Result<Command> {
+        let mut command = node.command("unshare")?;
+        command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "--"]).arg(&self.wiremesh);
+        without_our_environment(&mut command);
         Ok(command)
     }
 
@@ -103,6 +109,12 @@ impl Place {
         let folder = self.scratch.join(name);
         fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         Ok(folder)
+    }
+}
+
+fn without_our_environment(command: &mut Command) {
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"WIREMESH_")) {
+        command.env_remove(name);
     }
 }
 

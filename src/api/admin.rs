@@ -5,6 +5,9 @@ use std::net::IpAddr;
 use super::*;
 use wiremesh_certs::{GroupName, Serial};
 
+/// A token's id is so much of the hash of its secret: whoever has the token can tell which one it is.
+pub const TOKEN_ID_BYTES: usize = 6;
+
 /// `POST /tokens`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct CreateToken {

@@ -3,6 +3,7 @@
 use std::{
     io,
     net::SocketAddr,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -11,12 +12,13 @@ use std::{
 };
 
 use anyhow::Context;
-use rand::{SeedableRng, rngs::StdRng};
+use rand::{SeedableRng, TryRngCore, rngs::StdRng};
 use tokio::{
     net::{TcpListener, TcpSocket, UnixListener},
     sync::Notify,
 };
 use wiremesh_certs::{Verified, files};
+use zeroize::Zeroizing;
 
 use super::{
     Agent, Kept,
@@ -35,6 +37,8 @@ use crate::{cli::failure::Failure, clock, config::Config, directory, membership,
 
 /// Connections that wait in the kernel to be accepted.
 const LISTEN_BACKLOG: u32 = 1024;
+/// Random bytes in a key that the agent makes for its API.
+const API_KEY_BYTES: usize = 32;
 
 /// Makes the parts and joins them; the agent answers when this returns. The overlay gets tasks of its own, `ground`: it is
 /// stopped after all others. What is `kept` runs on from the start before.
@@ -153,6 +157,20 @@ pub async fn start(
     Ok(Agent { view, listeners })
 }
 
+/// The key in `api.key_file`, made if there is none.
+fn api_key(path: &Path) -> anyhow::Result<Zeroizing<String>> {
+    match files::read_secret(path) {
+        Err(error) if error.is_missing() => {}
+        read => return read.context("reading api.key_file"),
+    }
+    let mut bytes = Zeroizing::new([0; API_KEY_BYTES]);
+    rand::rngs::OsRng.try_fill_bytes(&mut *bytes).context("the system gives no random numbers")?;
+    let key = Zeroizing::new(hex::encode(*bytes));
+    files::write_new_secret(path, key.as_bytes()).context("making api.key_file")?;
+    tracing::info!(path = %path.display(), "made a key for clients of the API");
+    Ok(key)
+}
+
 /// Where requests come in.
 struct Listeners {
     socket: UnixListener,
@@ -176,7 +194,7 @@ fn serve(
     let report: Arc<dyn router::Report> = Arc::new(Pages(view.clone()));
     let trust = view.trust.clone();
     let key = match &config.api.key_file {
-        Some(path) => Some(router::io::ApiKey::new(&files::read_secret(path).context("reading api.key_file")?)),
+        Some(path) => Some(router::io::ApiKey::new(&api_key(path)?)),
         None => None,
     };
     let pages = socket::pages(view.clone()).merge(drain::pages(view.clone())).merge(keys::pages(view.clone()));

@@ -150,6 +150,12 @@ impl View {
         })
     }
 
+    /// Returns when the parts that could hang have answered.
+    pub async fn answers(&self) {
+        self.overlay_status().await;
+        self.directory.status();
+    }
+
     /// For `wiremesh peers`.
     pub async fn peers(&self) -> Value {
         let peers = self.overlay_status().await.map(|overlay| overlay.peers).unwrap_or_default();

@@ -60,6 +60,11 @@ pub async fn run(args: &Args) -> Result<(), Failure> {
 }
 
 impl Where {
+    /// The agent of a configuration file; none: of the usual one.
+    pub fn of(config: Option<PathBuf>) -> Where {
+        Where { config, state_dir: None }
+    }
+
     /// The state directory of the agent that is meant.
     pub fn state_dir(&self) -> Result<PathBuf, Failure> {
         if let Some(state_dir) = &self.state_dir {

@@ -55,6 +55,11 @@ pub async fn run(args: &Args) -> Result<(), Failure> {
 }
 
 impl Where {
+    /// The coordinator of a configuration file; none: of the usual one.
+    pub fn of(config: Option<PathBuf>) -> Where {
+        Where { config, data_dir: None }
+    }
+
     /// The operator's socket of the coordinator that is meant.
     pub fn socket(&self) -> Result<PathBuf, Failure> {
         if let Some(data_dir) = &self.data_dir {

@@ -27,6 +27,12 @@ pub async fn post<T: DeserializeOwned>(socket: &Path, path: &str, body: &impl Se
     ask(socket, Method::POST, path, serde_json::to_vec(body)?.into()).await
 }
 
+/// How the answer to a GET begins, whatever it says.
+pub async fn status_of(socket: &Path, path: &str) -> Result<StatusCode, Failure> {
+    let asked = tokio::time::timeout(TIMEOUT, exchange(socket, Method::GET, path, Bytes::new())).await;
+    Ok(asked.with_context(|| no_answer(socket))??.0)
+}
+
 /// A connection, or what to do to get one.
 pub async fn connect(socket: &Path) -> Result<UnixStream, Failure> {
     UnixStream::connect(socket).await.map_err(|error| cannot_connect(socket, error))
@@ -35,7 +41,7 @@ pub async fn connect(socket: &Path) -> Result<UnixStream, Failure> {
 async fn ask<T: DeserializeOwned>(socket: &Path, method: Method, path: &str, body: Bytes) -> Result<T, Failure> {
     let (status, answer) = tokio::time::timeout(TIMEOUT, exchange(socket, method, path, body))
         .await
-        .with_context(|| format!("{} did not answer within {} s", socket.display(), TIMEOUT.as_secs()))??;
+        .with_context(|| no_answer(socket))??;
     if status.is_success() {
         return Ok(serde_json::from_slice(&answer).context("the answer is not what this version expects")?);
     }
@@ -72,6 +78,10 @@ async fn exchange(socket: &Path, method: Method, path: &str, body: Bytes) -> Res
         exchanged = exchange => exchanged,
         Err(error) = connection => Err(error.into()),
     }
+}
+
+fn no_answer(socket: &Path) -> String {
+    format!("{} did not answer within {} s", socket.display(), TIMEOUT.as_secs())
 }
 
 fn cannot_connect(socket: &Path, error: io::Error) -> Failure {

@@ -1,9 +1,14 @@
 //! `wiremesh token`: makes, lists and takes back join tokens, through the coordinator's socket.
 
-use std::io::Write;
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
 
+use anyhow::Context;
 use serde_json::{Value, json};
-use wiremesh_certs::{GroupName, NodeName, ServiceName, UnixTime};
+use wiremesh_certs::{GroupName, JoinToken, NodeName, ServiceName, UnixTime, files};
+use zeroize::Zeroizing;
 
 use super::{
     coordinator::Where,
@@ -12,7 +17,7 @@ use super::{
     table::{self, coarse},
 };
 use crate::{
-    api::admin::{CreateToken, CreatedToken, Token, Tokens},
+    api::admin::{CreateToken, CreatedToken, TOKEN_ID_BYTES, Token, Tokens},
     settings::Span,
 };
 
@@ -53,6 +58,7 @@ enum Command {
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:\n  wiremesh token create --ttl 24h --uses 1 --name worker-1 > join-token\n  \
     TOKEN=$(wiremesh token create --group gpu --uses 10 --url https://203.0.113.1:8080)\n  \
+    wiremesh token create --name worker-1 --out /run/join/worker-1 --ensure\n  \
     wiremesh token create --approve --uses 20 --service llm-inference > join-token")]
 pub struct CreateArgs {
     /// How long it may be used: 90s, 15m, 24h, 7d, 1y
@@ -76,6 +82,12 @@ pub struct CreateArgs {
     /// Where the coordinator is reached; may be given several times [default: its public_urls]
     #[arg(long = "url", value_name = "URL")]
     urls: Vec<String>,
+    /// Writes the token into this file, readable for its owner alone, and prints nothing secret
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Does nothing if FILE holds a token already that may be used, or was used up: for a command that runs at each start
+    #[arg(long, requires = "out")]
+    ensure: bool,
     /// Prints JSON
     #[arg(long)]
     json: bool,
@@ -99,6 +111,18 @@ pub async fn run(args: &Args, now: UnixTime, out: &mut impl Write) -> Result<(),
 }
 
 async fn create(args: &CreateArgs, out: &mut impl Write) -> Result<(), Failure> {
+    let socket = args.at.socket()?;
+    if args.ensure
+        && let Some(path) = &args.out
+        && let Some(token) = still_good(path, &socket).await?
+    {
+        return said(&token.id, &token.state, path, args.json, out);
+    }
+    // Before a token is made that could not be kept.
+    if let Some(path) = args.out.as_deref().filter(|path| !args.ensure && path.exists()) {
+        let exists = files::FileError::Exists(path.to_owned());
+        return Err(Failure::from(exists).hint("name another file; --ensure replaces a token that is good no more"));
+    }
     let body = CreateToken {
         ttl_secs: args.ttl.0.as_secs(),
         uses: args.uses,
@@ -108,12 +132,61 @@ async fn create(args: &CreateArgs, out: &mut impl Write) -> Result<(), Failure> 
         approve: args.approve,
         urls: args.urls.clone(),
     };
-    let created: CreatedToken = socket::post(&args.at.socket()?, "/tokens", &body).await?;
-    if args.json {
+    let created: CreatedToken = socket::post(&socket, "/tokens", &body).await?;
+    if let Some(path) = &args.out {
+        keep(path, &created)?;
+        said(&created.id, "usable", path, args.json, out)?;
+    } else if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&created)?)?;
     } else {
         // Nothing else on standard output, so that `$(…)` and `> file` work.
         writeln!(out, "{}", created.token.expose())?;
+    }
+    Ok(())
+}
+
+/// The token in the file, if it is one that the coordinator knows and that is not taken back or over. One that was used up
+/// is good: whoever was to use it has.
+async fn still_good(path: &Path, socket: &Path) -> Result<Option<Token>, Failure> {
+    let id = match files::read_secret(path) {
+        Ok(text) => match text.parse::<JoinToken>() {
+            Ok(token) => created_id(&token),
+            Err(bad) => {
+                let what = format!("{} is there and is {bad}", path.display());
+                return Err(Failure::from(anyhow::anyhow!(what)).hint("name another file, or remove this one"));
+            }
+        },
+        Err(error) if error.is_missing() => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let known: Tokens = socket::get(socket, "/tokens").await?;
+    Ok(known.tokens.into_iter().find(|token| token.id == id && matches!(token.state.as_str(), "usable" | "used")))
+}
+
+/// As the coordinator makes it of the token that it keeps as a hash.
+fn created_id(token: &JoinToken) -> String {
+    hex::encode(&token.secret_hash()[..TOKEN_ID_BYTES])
+}
+
+/// Writes a new token where one was not, or is good no more.
+fn keep(path: &Path, created: &CreatedToken) -> Result<(), Failure> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder {
+        std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    }
+    let line = Zeroizing::new(format!("{}\n", created.token.expose()));
+    // It may be the last that is seen of it: one that cannot be written is no use to anybody.
+    files::replace(path, line.as_bytes(), 0o600).map_err(|error| {
+        let revoke = format!("make room for it, and: wiremesh token revoke {}", created.id);
+        Failure::from(anyhow::Error::new(error).context("the token was made and could not be written")).hint(revoke)
+    })
+}
+
+fn said(id: &str, state: &str, path: &Path, json: bool, out: &mut impl Write) -> Result<(), Failure> {
+    if json {
+        writeln!(out, "{}", json!({ "id": id, "state": state, "file": path }))?;
+    } else {
+        writeln!(out, "join token {id} ({state}) is in {}", path.display())?;
     }
     Ok(())
 }
@@ -175,42 +248,5 @@ fn joined(names: &[impl ToString], none: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    #[test]
-    fn the_list_is_aligned_and_says_when_tokens_end() {
-        let now = UnixTime(1_800_000_000);
-        let token = Token {
-            id: "3f9a51c07b2e".into(),
-            state: "usable".into(),
-            name: None,
-            groups: vec!["gpu".parse().unwrap(), "eu".parse().unwrap()],
-            services: Vec::new(),
-            uses: 10,
-            used: 3,
-            approve: false,
-            created_at: now,
-            expires_at: now.plus(Duration::from_secs(86_399)),
-        };
-        let ended = Token {
-            id: "a".into(),
-            state: "expired".into(),
-            approve: true,
-            expires_at: UnixTime(now.0 - 60),
-            ..token.clone()
-        };
-        let mut out = Vec::new();
-
-        write_table(&[token, ended], now, &mut out).unwrap();
-
-        assert_eq!(
-            String::from_utf8(out).unwrap(),
-            "ID            STATE    USED  ENDS    NAME  GROUPS  SERVICES  APPROVAL\n\
-             3f9a51c07b2e  usable   3/10  in 23h  any   gpu,eu  any       none\n\
-             a             expired  3/10  1m ago  any   gpu,eu  any       asked for\n"
-        );
-    }
-}
+#[expect(clippy::disallowed_methods, reason = "what a test starts ends with its runtime")]
+mod tests;

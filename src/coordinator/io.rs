@@ -33,6 +33,7 @@ use super::{Config, registry::RecordRefused};
 use crate::{
     clock,
     task::{CancellationToken, Tasks},
+    watchdog,
 };
 
 /// How often what changed is written. A crash loses at most this much of when somebody was last heard.
@@ -65,12 +66,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let url = if running.urls.is_empty() { " --url https://HOST:PORT" } else { "" };
         tracing::info!("nobody has joined yet; make a join token with: wiremesh token create --ttl 24h --uses 1{url}");
     }
+    watchdog::ready();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
         () = tasks.stopped() => {}
         _ = terminate.recv() => tracing::info!(signal = "SIGTERM", "stopping"),
         _ = interrupt.recv() => tracing::info!(signal = "SIGINT", "stopping"),
     }
+    watchdog::stopping();
     let all_left = tasks.drain(serve::DRAIN + Duration::from_secs(5)).await;
     anyhow::ensure!(all_left && !tasks.failed(), "not everything ended as it should");
     Ok(())
@@ -130,6 +133,11 @@ pub async fn start(config: Config, tasks: &Tasks, mut rng: StdRng) -> anyhow::Re
     tasks.spawn("rotation", {
         let shared = shared.clone();
         |stop| rotation::keep(shared, stop)
+    });
+    let database = shared.store.clone();
+    watchdog::start(tasks, move || {
+        let database = database.clone();
+        async move { database.answers().await }
     });
     tasks.spawn("store", |stop| async move {
         let _lock = lock;

@@ -1,4 +1,4 @@
-//! `wiremesh demo-service`: the services of the demo. Small, but real work with real answers.
+//! `wiremesh demo-service`: something to offer while a mesh is tried out. Small, but real work with real answers.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
@@ -18,8 +18,10 @@ const MAX_TEXT_BYTES: usize = 1024 * 1024;
 /// Trial division up to the root of this takes a second or so.
 const MAX_NUMBER: u64 = 1 << 60;
 
-/// One of the demo's services
+/// Runs a small HTTP service, to try a mesh with
 #[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Examples:\n  wiremesh demo-service words --listen 127.0.0.1:9000\n  \
+    curl http://127.0.0.1:9000/ -d 'to be or not to be'")]
 pub struct Args {
     /// What it does
     #[arg(value_enum)]

@@ -118,6 +118,11 @@ pub struct Store {
 }
 
 impl Store {
+    /// Returns when the database has answered, whatever it says.
+    pub async fn answers(&self) {
+        let _ = sqlx::query("SELECT 1").execute(&self.pool).await;
+    }
+
     /// Opens or makes the database and brings its tables up to date. `first` is the authority in ca.crt: the mesh's first,
     /// or whichever of its later ones the operator put there.
     pub async fn open(path: &Path, first: &Authority, now: UnixTime) -> anyhow::Result<Store> {

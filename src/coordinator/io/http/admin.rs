@@ -12,7 +12,7 @@ use super::{Body, Operator, Problem, State};
 use crate::{
     api::{
         Secret,
-        admin::{CreateToken, CreatedToken, DecideJoin, Join, Joins, Revoke, Revoked, Token, Tokens},
+        admin::{CreateToken, CreatedToken, DecideJoin, Join, Joins, Revoke, Revoked, TOKEN_ID_BYTES, Token, Tokens},
     },
     clock,
     coordinator::{
@@ -64,7 +64,7 @@ pub async fn create_token(
         .map_err(|error| bad(error.to_string()))?;
     let secret_hash = token.secret_hash();
     let kept = enrolment::Token {
-        id: hex::encode(&secret_hash[..6]),
+        id: hex::encode(&secret_hash[..TOKEN_ID_BYTES]),
         name: body.name,
         groups: body.groups,
         services: body.services,
