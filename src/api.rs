@@ -242,9 +242,28 @@ pub struct HeartbeatResponse {
     /// Another process uses this node's keys at the same time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copied: Option<Copied>,
+    /// Where the node's tunnel URL leads, if the coordinator has looked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<TunnelFound>,
     /// The node has a newer list than the coordinator, which was restored from a backup: send it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub send_revocations: bool,
+}
+
+/// The header by which an agent says who it is, with every answer.
+pub const WORKER: &str = "x-wiremesh-worker";
+
+/// Where a tunnel URL leads, as seen from the coordinator.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct TunnelFound {
+    /// Which one.
+    pub url: TunnelUrl,
+    /// Whether it leads to the node that names it.
+    pub leads_back: bool,
+    /// Why not.
+    pub why: Option<String>,
+    /// When the coordinator looked.
+    pub looked_at: UnixTime,
 }
 
 /// `POST /api/revocations`.

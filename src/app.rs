@@ -16,6 +16,8 @@ mod members;
 mod metrics;
 mod neighbours;
 mod options;
+mod probe;
+mod reach;
 mod record;
 mod socket;
 mod standing;

@@ -82,6 +82,8 @@ impl std::fmt::Debug for JoinTokenSource {
 pub struct OverlayConfig {
     /// False: other nodes are reached by their tunnel URLs alone.
     pub enabled: bool,
+    /// Whether the agent is not to run without it.
+    pub required: bool,
     /// Name of the TUN interface.
     pub interface: String,
     /// UDP, both address families.
@@ -262,6 +264,7 @@ impl Default for File {
 #[serde(deny_unknown_fields, default)]
 struct OverlayFile {
     enabled: bool,
+    required: bool,
     interface: String,
     listen_port: u16,
     mtu: u16,
@@ -275,6 +278,7 @@ impl Default for OverlayFile {
     fn default() -> OverlayFile {
         OverlayFile {
             enabled: true,
+            required: false,
             interface: "wiremesh0".to_owned(),
             listen_port: 51820,
             mtu: 0,
@@ -312,6 +316,7 @@ impl OverlayFile {
         }
         Ok(OverlayConfig {
             enabled: self.enabled,
+            required: self.required,
             interface: self.interface,
             listen_port: self.listen_port,
             mtu: (self.mtu != 0).then_some(self.mtu),

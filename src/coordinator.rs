@@ -34,5 +34,6 @@ pub mod page;
 pub mod registry;
 pub mod rekey;
 pub mod rotation;
+pub mod tunnels;
 
 pub use config::Config;

@@ -75,8 +75,11 @@ use self::{
 pub use self::{
     batch::Transmit,
     dropped::{Counters, Dropped, Traffic},
-    endpoints::{Interface, MAX_ENDPOINTS},
-    io::{Handle, Settings, check, start},
+    endpoints::{Endpoints, Interface, MAX_ENDPOINTS, Surroundings, Survey},
+    io::{
+        Handle, Settings, check, start, survey,
+        tun::{Lack, NoDevice},
+    },
     members::NotAPeer,
     peer::{Left, PeerSource},
     peers::MAX_PEERS,

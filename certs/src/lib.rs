@@ -43,8 +43,8 @@ pub use offer::{ModelTag, Offer};
 pub use policy::{MAX_RULE_GROUPS, MAX_RULES, Policy, Rule};
 pub use proof::{MAX_REMEMBERED_PROOFS, PROOF_LIFE, ProofChecker, RequestProof, SCHEME, proof_header};
 pub use record::{
-    Load, MAX_ENDPOINTS, MAX_MODELS, MAX_RECORD_BYTES, MAX_TUNNEL_URL_BYTES, ModelOffer, NodeRecord, RECORD_LIFE,
-    SignedRecord, TunnelUrl,
+    BridgeTag, Load, MAX_ENDPOINTS, MAX_MODELS, MAX_NEARBY, MAX_RECORD_BYTES, MAX_TUNNEL_URL_BYTES, ModelOffer, Nearby,
+    NodeRecord, RECORD_LIFE, SignedRecord, TunnelUrl,
 };
 pub use request::{BadRequest, CertificateRequest, MAX_REQUEST_BYTES, generate_keys};
 pub use revocation::{MAX_AUTHORITIES, MAX_CROSSES, MAX_REVOCATIONS, RevocationList, SignedRevocations};

@@ -12,7 +12,10 @@
 //! | 5 | text or null | tunnel_url | at most 200 bytes |
 //! | 6 | bool | overlay | whether the node carries overlay packets |
 //! | 7 | bytes, absent or null if there are none | models | at most 16; each the index of its service in field 3, and a tag of 8 bytes |
-//! | 8 | uint, absent if 0 | revocations | the number of the revocation list that the node enforces |
+//! | 8 | uint, absent or null if 0 | revocations | the number of the revocation list that the node enforces |
+//! | 9 | array of bytes, absent or null if there are none | nearby | at most 4; the tag of a bridge (4 bytes) and an endpoint as in field 2 |
+
+mod nearby;
 
 use std::{
     fmt,
@@ -23,6 +26,8 @@ use std::{
 
 use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
 use serde::{Deserialize, Serialize};
+
+pub use nearby::{BridgeTag, MAX_NEARBY, Nearby};
 
 use crate::{
     BadIdentifier, ModelTag, Offer, Payload, ServiceName, Signed, UnixTime, certificate::MAX_SERVICES,
@@ -77,9 +82,19 @@ pub struct NodeRecord {
     #[n(8)]
     #[cbor(with = "number", has_nil)]
     pub revocations: u64,
+    /// Where it may be reached by those who are on the same bridge, and by nobody else.
+    #[n(9)]
+    #[cbor(with = "nearby", has_nil)]
+    pub nearby: Vec<Nearby>,
 }
 
 impl NodeRecord {
+    /// Where to try to reach the node from the bridges that we are on: what is near before what is far.
+    pub fn endpoints_from(&self, ours: &[BridgeTag]) -> Vec<SocketAddr> {
+        let near = self.nearby.iter().filter(|nearby| ours.contains(&nearby.bridge)).map(|nearby| nearby.endpoint);
+        near.chain(self.endpoints.iter().copied()).collect()
+    }
+
     /// The services by which the node says to offer it.
     pub fn services_for<'a>(&'a self, offer: &'a Offer) -> impl Iterator<Item = &'a ServiceName> {
         let by_name =
@@ -124,6 +139,9 @@ impl Payload for NodeRecord {
     fn check(&self) -> Result<(), &'static str> {
         if self.endpoints.len() > MAX_ENDPOINTS {
             return Err("more than 8 endpoints");
+        }
+        if self.nearby.len() > MAX_NEARBY {
+            return Err("more than 4 addresses on bridges");
         }
         if self.services.len() > MAX_SERVICES {
             return Err("more than 16 services");
@@ -257,7 +275,24 @@ impl<'b, C> Decode<'b, C> for TunnelUrl {
     }
 }
 
-/// Endpoints as byte strings: 6 bytes for IPv4, 18 for IPv6.
+/// 6 bytes for IPv4, 18 for IPv6.
+fn endpoint_bytes(endpoint: SocketAddr) -> Vec<u8> {
+    let port = endpoint.port().to_be_bytes();
+    match endpoint {
+        SocketAddr::V4(v4) => [&v4.ip().octets()[..], &port].concat(),
+        SocketAddr::V6(v6) => [&v6.ip().octets()[..], &port].concat(),
+    }
+}
+
+fn endpoint_of(bytes: &[u8]) -> Option<SocketAddr> {
+    let (address, port) = bytes.split_last_chunk::<2>()?;
+    let port = u16::from_be_bytes(*port);
+    let v4 = || Some(SocketAddr::from((Ipv4Addr::from(<[u8; 4]>::try_from(address).ok()?), port)));
+    let v6 = || Some(SocketAddr::from((Ipv6Addr::from(<[u8; 16]>::try_from(address).ok()?), port)));
+    v4().or_else(v6)
+}
+
+/// Endpoints as byte strings.
 mod endpoints {
     use super::*;
 
@@ -268,37 +303,15 @@ mod endpoints {
     ) -> Result<(), encode::Error<W::Error>> {
         encoder.array(endpoints.len() as u64)?;
         for endpoint in endpoints {
-            let port = endpoint.port().to_be_bytes();
-            match endpoint {
-                SocketAddr::V4(v4) => encoder.bytes(&[&v4.ip().octets()[..], &port].concat())?,
-                SocketAddr::V6(v6) => encoder.bytes(&[&v6.ip().octets()[..], &port].concat())?,
-            };
+            encoder.bytes(&endpoint_bytes(*endpoint))?;
         }
         Ok(())
     }
 
     pub fn decode<C>(decoder: &mut Decoder<'_>, _: &mut C) -> Result<Vec<SocketAddr>, decode::Error> {
         let bad = || decode::Error::message("not a list of endpoints");
-        let count = decoder.array()?.ok_or_else(bad)?;
-        if count > MAX_ENDPOINTS as u64 {
-            return Err(bad());
-        }
-        (0..count)
-            .map(|_| {
-                let bytes = decoder.bytes()?;
-                let (address, port) = bytes.split_last_chunk::<2>().ok_or_else(bad)?;
-                let port = u16::from_be_bytes(*port);
-                match address.len() {
-                    4 => <[u8; 4]>::try_from(address)
-                        .map(|a| SocketAddr::from((Ipv4Addr::from(a), port)))
-                        .map_err(|_| bad()),
-                    16 => <[u8; 16]>::try_from(address)
-                        .map(|a| SocketAddr::from((Ipv6Addr::from(a), port)))
-                        .map_err(|_| bad()),
-                    _ => Err(bad()),
-                }
-            })
-            .collect()
+        let count = decoder.array()?.filter(|count| *count <= MAX_ENDPOINTS as u64).ok_or_else(bad)?;
+        (0..count).map(|_| endpoint_of(decoder.bytes()?).ok_or_else(bad)).collect()
     }
 }
 
@@ -342,7 +355,7 @@ mod models {
     }
 }
 
-/// A number that is absent if it is 0.
+/// A number that is absent, or null, if it is 0.
 mod number {
     use super::*;
 
@@ -351,10 +364,13 @@ mod number {
         encoder: &mut Encoder<W>,
         _: &mut C,
     ) -> Result<(), encode::Error<W::Error>> {
-        encoder.u64(*number)?.ok()
+        if *number == 0 { encoder.null()?.ok() } else { encoder.u64(*number)?.ok() }
     }
 
     pub fn decode<C>(decoder: &mut Decoder<'_>, _: &mut C) -> Result<u64, decode::Error> {
+        if is_null(decoder)? {
+            return Ok(0);
+        }
         match decoder.u64()? {
             0 => Err(decode::Error::message("a number of 0 that is written out")),
             number => Ok(number),
@@ -397,6 +413,7 @@ mod tests {
             overlay: true,
             models: Vec::new(),
             revocations: 0,
+            nearby: Vec::new(),
         };
 
         assert!(made_at(now).is_fresh_at(now));
@@ -418,6 +435,7 @@ mod tests {
             overlay: true,
             models: Vec::new(),
             revocations: 0,
+            nearby: Vec::new(),
         };
         let with = NodeRecord { models: vec![ModelOffer { service: 0, tag: ModelTag::of("m") }], ..record.clone() };
 
@@ -440,6 +458,7 @@ mod tests {
             overlay: true,
             models: Vec::new(),
             revocations: 300,
+            nearby: Vec::new(),
         };
         let served = NodeRecord { models: vec![ModelOffer { service: 0, tag: ModelTag::of("m") }], ..record.clone() };
 
@@ -462,6 +481,7 @@ mod tests {
             overlay: true,
             models: vec![ModelOffer { service: 1, tag: ModelTag::of("whisper") }],
             revocations: 0,
+            nearby: Vec::new(),
         };
         let whisper = Offer::Model(ModelTag::of("whisper"));
 
@@ -472,6 +492,28 @@ mod tests {
         assert!(!record.claims(&Offer::Model(ModelTag::of("llama"))));
         assert_eq!(record.claimed().len(), 4);
         assert!(NodeRecord { services: Vec::new(), ..record }.check().is_err(), "a model of no service");
+    }
+
+    #[test]
+    fn an_address_on_a_bridge_is_for_those_on_it_and_the_first_they_try() {
+        let tag = |network: &str| BridgeTag::of(b"boot", network.parse().unwrap());
+        let (near, far) = ("172.18.0.3:51820".parse().unwrap(), "203.0.113.7:51820".parse().unwrap());
+        let record = NodeRecord {
+            sequence: 1,
+            expires_at: UnixTime(1),
+            endpoints: vec![far],
+            services: Vec::new(),
+            load: Load::default(),
+            tunnel_url: None,
+            overlay: true,
+            models: Vec::new(),
+            revocations: 0,
+            nearby: vec![Nearby { bridge: tag("172.18.0.0/16"), endpoint: near }],
+        };
+
+        assert_eq!(record.endpoints_from(&[tag("172.17.0.0/16"), tag("172.18.0.0/16")]), [near, far]);
+        assert_eq!(record.endpoints_from(&[tag("172.17.0.0/16")]), [far]);
+        assert_eq!(record.endpoints_from(&[]), [far]);
     }
 
     #[test]
@@ -489,7 +531,10 @@ mod tests {
         fn what_encodes_decodes_to_the_same(
             sequence: u64, port: u16, v4: [u8; 4], v6: [u8; 16], percent in 0..=100u8, overlay: bool,
             tags in proptest::collection::vec(any::<[u8; 8]>(), 0..=MAX_MODELS),
+            revocations in prop_oneof![Just(0), any::<u64>()], bridges in 0..=MAX_NEARBY,
         ) {
+            let bridge = BridgeTag::of(b"boot", "172.18.0.0/16".parse().unwrap());
+            let near = Nearby { bridge, endpoint: (Ipv4Addr::from(v4), port).into() };
             let record = NodeRecord {
                 sequence,
                 expires_at: UnixTime(sequence / 1000),
@@ -499,7 +544,8 @@ mod tests {
                 tunnel_url: Some("https://x.example/a".parse().unwrap()),
                 overlay,
                 models: tags.into_iter().map(|tag| ModelOffer { service: 0, tag: ModelTag(tag) }).collect(),
-                revocations: 0,
+                revocations,
+                nearby: vec![near; bridges],
             };
 
             let bytes = minicbor::to_vec(&record).unwrap();

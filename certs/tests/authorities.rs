@@ -323,6 +323,7 @@ fn record() -> NodeRecord {
         overlay: true,
         models: Vec::new(),
         revocations: 3,
+        nearby: Vec::new(),
     }
 }
 

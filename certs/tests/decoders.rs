@@ -153,6 +153,7 @@ fn record() -> NodeRecord {
         overlay: true,
         models: Vec::new(),
         revocations: 0,
+        nearby: Vec::new(),
     }
 }
 

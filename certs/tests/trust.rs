@@ -280,6 +280,7 @@ fn record(sequence: u64) -> NodeRecord {
         overlay: true,
         models: Vec::new(),
         revocations: 0,
+        nearby: Vec::new(),
     }
 }
 

@@ -77,6 +77,7 @@ impl Identity {
             overlay: true,
             models: Vec::new(),
             revocations: 0,
+            nearby: Vec::new(),
         };
         Ok(Signed::sign(&record, &self.key, &self.chain)?)
     }

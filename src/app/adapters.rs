@@ -208,6 +208,7 @@ mod tests {
                 model(1, "of-both"),
             ],
             revocations: 0,
+            nearby: Vec::new(),
         }
     }
 

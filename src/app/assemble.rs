@@ -17,7 +17,7 @@ use tokio::{
     net::{TcpListener, TcpSocket, UnixListener},
     sync::Notify,
 };
-use wiremesh_certs::{Verified, files};
+use wiremesh_certs::{TunnelUrl, Verified, files};
 use zeroize::Zeroizing;
 
 use super::{
@@ -27,13 +27,22 @@ use super::{
     glue::{self, Recorder},
     keys, members,
     neighbours::Gossip,
-    options,
+    options, probe,
+    reach::{Picked, Reach, Wants},
     record::Author,
     socket,
     telling::Telling,
     view::View,
 };
-use crate::{cli::failure::Failure, clock, config::Config, directory, membership, overlay, router, task::Tasks};
+use crate::{
+    cli::failure::Failure,
+    clock,
+    config::Config,
+    directory, membership,
+    overlay::{self, Surroundings},
+    router,
+    task::Tasks,
+};
 
 /// Connections that wait in the kernel to be accepted.
 const LISTEN_BACKLOG: u32 = 1024;
@@ -53,9 +62,8 @@ pub async fn start(
     let rng = StdRng::try_from_os_rng().context("the system gives no random numbers")?;
     let settings = options::membership(config)?;
     // What can fail here must not cost a join token, which is good for one join.
-    if config.overlay.enabled {
-        overlay::check(&config.overlay.interface, config.overlay.listen_port).map_err(without_overlay)?;
-    }
+    let (reach, place) = survey(config).await?;
+    let carries_packets = reach.picked == Picked::Tun;
     let api = Bound::to("local API", config.api.listen, None)?;
     let ingress = config.api.ingress.map(|address| Bound::to("ingress", address, None)).transpose()?;
     let (audience, telling) = Telling::open(config, &config.name).await?;
@@ -63,16 +71,17 @@ pub async fn start(
     let own = member.verified.clone();
     let socket = socket::bind(&config.state_dir).await?;
 
-    let (overlay, events) = match config.overlay.enabled {
+    let (overlay, events) = match carries_packets {
         true => {
-            let settings = options::overlay(config, &member);
+            let settings = options::overlay(config, &member, place.surroundings, place.mapped_udp);
             let (handle, events) = overlay::start(settings, ground).await.map_err(without_overlay)?;
             (Some(handle), Some(events))
         }
         false => (None, None),
     };
     let services = kept.services(config)?;
-    let author = Author::new(member.identity.clone(), own.clone(), config.api.tunnel_url.clone(), overlay.is_some());
+    let tunnel_url = config.api.tunnel_url.clone().or(place.mapped_tunnel);
+    let author = Author::new(member.identity.clone(), own.clone(), tunnel_url, overlay.is_some());
     let recorder = Arc::new(Recorder {
         author,
         overlay: overlay.clone(),
@@ -138,6 +147,8 @@ pub async fn start(
         trust: member.trust.clone(),
         listen: config.api.listen,
         ingress: config.api.ingress,
+        reach,
+        wants_overlay: config.overlay.enabled,
         started_at,
         ready: AtomicBool::new(false),
     });
@@ -169,6 +180,46 @@ fn api_key(path: &Path) -> anyhow::Result<Zeroizing<String>> {
     files::write_new_secret(path, key.as_bytes()).context("making api.key_file")?;
     tracing::info!(path = %path.display(), "made a key for clients of the API");
     Ok(key)
+}
+
+/// What else was found out of where the agent runs.
+struct Surveyed {
+    surroundings: Surroundings,
+    /// How our UDP port is reached from outside of this container, where that can be known.
+    mapped_udp: Option<SocketAddr>,
+    /// The same for our ingress.
+    mapped_tunnel: Option<TunnelUrl>,
+}
+
+/// Finds out how others can be reached from here, and says so.
+async fn survey(config: &Config) -> Result<(Reach, Surveyed), Failure> {
+    let (mut found, surroundings) = probe::look(&config.overlay.interface).await;
+    if config.overlay.enabled
+        && let Err(error) = overlay::check(&config.overlay.interface, config.overlay.listen_port)
+    {
+        match probe::lack(&error).filter(|_| !config.overlay.required) {
+            Some(lack) => found.no_device = Some(lack),
+            None => return Err(without_overlay(error)),
+        }
+    }
+    let mapped = |protocol, port| probe::mapped(protocol, port, &|name| std::env::var(name).ok());
+    let mapped_udp = mapped("UDP", config.overlay.listen_port);
+    let open_ingress = config.api.ingress.filter(|address| !address.ip().is_loopback());
+    let mapped_tunnel = open_ingress
+        .and_then(|address| mapped("TCP", address.port()))
+        .and_then(|address| format!("http://{address}").parse().ok());
+    let wants = Wants {
+        overlay: config.overlay.enabled,
+        advertised: !config.overlay.advertise.is_empty() || mapped_udp.is_some(),
+        tunnel: config.api.tunnel_url.is_some() || mapped_tunnel.is_some(),
+    };
+    let reach = Reach::of(wants, found);
+    let (picked, why, more) = (reach.picked.as_str(), &reach.why, reach.advice());
+    match reach.is_less_than_wanted(config.overlay.enabled) {
+        true => tracing::warn!(picked, why, more, "how others are reached: less than was asked for"),
+        false => tracing::info!(picked, why, more, "how others are reached"),
+    }
+    Ok((reach, Surveyed { surroundings, mapped_udp, mapped_tunnel }))
 }
 
 /// Where requests come in.
@@ -273,7 +324,7 @@ fn without_overlay(error: anyhow::Error) -> Failure {
             "another program, or another agent, has this interface: name another one as [overlay] interface"
         }
         _ => {
-            "it needs /dev/net/tun and the capability NET_ADMIN; with overlay.enabled = false other nodes are reached \
+            "it needs /dev/net/tun and the capability NET_ADMIN; with overlay.required = false other nodes are reached \
              by their tunnel URLs alone"
         }
     };

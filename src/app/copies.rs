@@ -127,6 +127,7 @@ mod tests {
             overlay: true,
             models: Vec::new(),
             revocations: 0,
+            nearby: Vec::new(),
         }
     }
 

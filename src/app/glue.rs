@@ -59,8 +59,10 @@ impl Recorder {
     /// A record of what is true now. `None` only if the certificate leaves no room for one, which is logged.
     pub fn record(&self) -> Option<Signed<NodeRecord>> {
         let leaving = self.leaving.load(Ordering::Relaxed);
+        let endpoints = self.overlay.as_ref().map(overlay::Handle::endpoints).unwrap_or_default();
         let facts = Facts {
-            endpoints: self.overlay.as_ref().map(overlay::Handle::endpoints).unwrap_or_default(),
+            endpoints: endpoints.anywhere,
+            nearby: endpoints.nearby,
             services: if leaving { Arc::from([]) } else { self.services.offered() },
             models: self.services.models(),
             load: self.services.load(),

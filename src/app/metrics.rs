@@ -153,6 +153,7 @@ mod tests {
                 rotate_at: None,
                 is_revoked: false,
                 copied: None,
+                tunnel: None,
             },
             enforced: 7,
         };

@@ -1,5 +1,7 @@
 //! What the operator's configuration means to each part.
 
+use std::net::SocketAddr;
+
 use wiremesh_certs::{JoinToken, OverlayIp, files};
 
 use crate::{
@@ -38,13 +40,20 @@ pub fn membership(config: &Config) -> Result<membership::io::Settings, Failure> 
     })
 }
 
-/// Packets.
-pub fn overlay(config: &Config, member: &membership::io::Member) -> overlay::Settings {
+/// Packets. `mapped` is how our UDP port is reached from outside, where that is known without being told.
+pub fn overlay(
+    config: &Config,
+    member: &membership::io::Member,
+    surroundings: overlay::Surroundings,
+    mapped: Option<SocketAddr>,
+) -> overlay::Settings {
+    let advertised = &config.overlay.advertise;
     overlay::Settings {
         interface: config.overlay.interface.clone(),
         listen_port: config.overlay.listen_port,
         mtu: config.overlay.mtu,
-        advertise: config.overlay.advertise.clone(),
+        advertise: advertised.iter().copied().chain(mapped.filter(|mapped| !advertised.contains(mapped))).collect(),
+        surroundings,
         peers: config
             .overlay
             .peers

@@ -8,8 +8,8 @@ use std::{
 
 use arc_swap::ArcSwap;
 use wiremesh_certs::{
-    Chain, IdentityKey, Load, MAX_ENDPOINTS, MAX_MODELS, MAX_SERVICES, ModelOffer, ModelTag, NodeRecord, RECORD_LIFE,
-    ServiceName, SignError, Signed, Trust, TunnelUrl, UnixTime, Verified,
+    Chain, IdentityKey, Load, MAX_ENDPOINTS, MAX_MODELS, MAX_NEARBY, MAX_SERVICES, ModelOffer, ModelTag, Nearby,
+    NodeRecord, RECORD_LIFE, ServiceName, SignError, Signed, Trust, TunnelUrl, UnixTime, Verified,
 };
 
 use super::copies::{Copied, OwnRecords};
@@ -26,6 +26,8 @@ const SET_BACK: Duration = Duration::from_secs(30);
 pub struct Facts {
     /// Where the node may be reached, best first.
     pub endpoints: Vec<SocketAddr>,
+    /// Where it may be reached from bridges that it is on.
+    pub nearby: Vec<Nearby>,
     /// What it offers.
     pub services: Arc<[ServiceName]>,
     /// Which models its services serve.
@@ -61,8 +63,8 @@ impl Author {
     /// A record of these facts. What our certificate or the mesh's policy does not let us offer is left out, with a word
     /// in the log when that begins.
     ///
-    /// A record that would not fit a datagram loses endpoints from the third on, then models, then the second endpoint:
-    /// an address too few is better than none, and a model that is not in the record is found in our list of models.
+    /// A record that would not fit a datagram loses endpoints from the third on, then models, then all but one address on
+    /// bridges, then the second endpoint: an address too few is better than none, and a model that is not in the record is found in our list of models.
     pub fn sign(&self, facts: Facts, trust: &Trust, now_millis: u64) -> Result<Signed<NodeRecord>, SignError> {
         let own = self.own();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -91,7 +93,9 @@ impl Author {
             overlay: self.overlay,
             models: Vec::new(),
             revocations: trust.revocation_number(),
+            nearby: facts.nearby,
         };
+        record.nearby.truncate(MAX_NEARBY);
         record.endpoints.truncate(MAX_ENDPOINTS);
         record.services.truncate(MAX_SERVICES);
         record.models = in_turn(&record.services, &facts.models);
@@ -99,10 +103,16 @@ impl Author {
             match Signed::sign(&record, &self.key, own.chain()) {
                 Err(SignError::TooLarge) if record.endpoints.len() > KEPT_ENDPOINTS => _ = record.endpoints.pop(),
                 Err(SignError::TooLarge) if !record.models.is_empty() => _ = record.models.pop(),
+                Err(SignError::TooLarge) if record.nearby.len() > 1 => _ = record.nearby.pop(),
                 Err(SignError::TooLarge) if record.endpoints.len() > 1 => _ = record.endpoints.pop(),
                 signed => return signed,
             }
         }
+    }
+
+    /// The public URL that leads here, as we tell it.
+    pub fn tunnel_url(&self) -> Option<&TunnelUrl> {
+        self.tunnel_url.as_ref()
     }
 
     /// This was heard in our name. True if it is how another machine with our keys is found out.
@@ -261,6 +271,7 @@ mod tests {
 
     fn facts(services: &[&str], endpoints: u16) -> Facts {
         Facts {
+            nearby: Vec::new(),
             endpoints: (0..endpoints).map(|port| (std::net::Ipv6Addr::LOCALHOST, port + 1).into()).collect(),
             services: services.iter().map(|name| name.parse().unwrap()).collect(),
             models: Arc::from([]),

@@ -282,6 +282,7 @@ fn record(member: &Member, offers: &[&str]) -> Signed<NodeRecord> {
         overlay: true,
         models: Vec::new(),
         revocations: 0,
+        nearby: Vec::new(),
     };
     Signed::sign(&record, &member.identity, member.client.verified().chain()).unwrap()
 }

@@ -14,7 +14,7 @@ use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use wiremesh_certs::{GroupName, NodeName, OverlayIp, Rule, ServiceName, Trust, TrustStore};
 
-use super::{copies::Copied, glue::Recorder, metrics, standing::Standing};
+use super::{copies::Copied, glue::Recorder, metrics, reach::Reach, standing::Standing};
 use crate::{
     clock, directory, membership,
     overlay::{self, ping::PingFailed, ping::Pong},
@@ -42,6 +42,10 @@ pub struct View {
     pub listen: SocketAddr,
     /// Where other nodes' requests end.
     pub ingress: Option<SocketAddr>,
+    /// How others are reached from here.
+    pub reach: Reach,
+    /// Whether the operator wants an overlay.
+    pub wants_overlay: bool,
     /// When the agent was started.
     pub started_at: Instant,
     /// Whether all listeners are up.
@@ -106,11 +110,22 @@ impl View {
                 "mtu": overlay.mtu,
                 "listen_port": overlay.listen_port,
                 "endpoints": overlay.endpoints,
+                "nearby": overlay.nearby,
                 "peers": overlay.peers.len(),
                 "peers_heard": overlay.peers.iter().filter(|peer| heard_lately(peer)).count(),
                 "traffic": overlay.traffic,
                 "dropped": overlay.dropped,
             })),
+            "reach": self.reach,
+            "tunnel": self.recorder.author.tunnel_url().map(|url| {
+                let found = coordinator.tunnel.as_ref().filter(|found| found.url == *url);
+                json!({
+                    "url": url,
+                    "leads_back": found.map(|found| found.leads_back),
+                    "why": found.and_then(|found| found.why.as_ref()),
+                    "looked_secs_ago": found.map(|found| unix.saturating_since(found.looked_at).as_secs()),
+                })
+            }),
             "dht": {
                 "enabled": dht.dht_enabled,
                 "connections": dht.connections,
@@ -280,6 +295,14 @@ impl View {
             );
         }
         troubles.extend(standing.trouble(&own, unix));
+        if self.reach.is_less_than_wanted(self.wants_overlay) {
+            let advice = self.reach.advice().map(|advice| format!("; what would help: {advice}")).unwrap_or_default();
+            troubles.push(format!("requests take tunnel URLs alone: {}{advice}", self.reach.why));
+        }
+        if let Some(found) = membership.tunnel.as_ref().filter(|found| !found.leads_back) {
+            let why = found.why.as_deref().unwrap_or("no reason given");
+            troubles.push(format!("the tunnel URL {} does not lead back to this node: {why}", found.url));
+        }
         let now = clock::now();
         let heard = membership.last_contact.unwrap_or(self.started_at);
         if now.saturating_duration_since(heard) > COORDINATOR_MISSED_AFTER {

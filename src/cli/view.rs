@@ -100,9 +100,9 @@ fn status(value: &Value) -> String {
         list["enforced"],
         ago(&list["confirmed_secs_ago"]),
     ));
-    let overlay = &value["overlay"];
+    let (overlay, reach) = (&value["overlay"], &value["reach"]);
     lines.push(match overlay.is_null() {
-        true => "overlay      off: other nodes are reached by their tunnel URLs".to_owned(),
+        true => format!("overlay      off, other nodes are reached by their tunnel URLs: {}", text(&reach["why"])),
         false => format!(
             "overlay      {}, MTU {}, UDP {}, {} peers, {} of them heard in the last minute",
             text(&overlay["interface"]),
@@ -112,6 +112,10 @@ fn status(value: &Value) -> String {
             overlay["peers_heard"],
         ),
     });
+    for gain in reach["gains"].as_array().into_iter().flatten() {
+        let how = gain["here"].as_str().or(gain["run"].as_str()).unwrap_or_default();
+        lines.push(format!("             lacks {}: {} ({how})", text(&gain["lacks"]), text(&gain["costs"])));
+    }
     let dht = &value["dht"];
     lines.push(match dht["enabled"] == true {
         true => format!(

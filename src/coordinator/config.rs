@@ -53,6 +53,8 @@ pub struct Config {
     pub authority_lifetime: Duration,
     /// Whether reading the registry needs no identity and no key.
     pub public_discovery: bool,
+    /// Whether members' tunnel URLs are looked at, and whether they lead back to them.
+    pub check_tunnels: bool,
     /// How often nodes are to send heartbeats.
     pub heartbeat_interval: Duration,
     /// What the operator says about services.
@@ -116,6 +118,7 @@ impl Config {
             ca_passphrase_file: file.ca_passphrase_file.filter(|path| !path.as_os_str().is_empty()),
             authority_lifetime: file.authority_lifetime.0,
             public_discovery: file.public_discovery,
+            check_tunnels: file.check_tunnels,
             heartbeat_interval: interval,
             catalog: file.catalog,
             policy: policy::policy(file.policy)?,
@@ -139,6 +142,7 @@ struct File {
     ca_passphrase_file: Option<PathBuf>,
     authority_lifetime: Span,
     public_discovery: bool,
+    check_tunnels: bool,
     heartbeat_interval: Span,
     catalog: BTreeMap<ServiceName, CatalogEntry>,
     policy: policy::Section,
@@ -160,6 +164,7 @@ impl Default for File {
             ca_passphrase_file: None,
             authority_lifetime: Span(3650 * day),
             public_discovery: false,
+            check_tunnels: true,
             heartbeat_interval: Span(Duration::from_secs(10)),
             catalog: BTreeMap::new(),
             policy: policy::Section::new(),
@@ -249,6 +254,7 @@ mod tests {
             "ca_passphrase_file",
             "authority_lifetime",
             "public_discovery",
+            "check_tunnels",
             "heartbeat_interval",
             "catalog",
             "policy",

@@ -12,6 +12,7 @@ mod serve;
 mod shared;
 mod store;
 mod tls;
+pub(super) mod tunnels;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -20,6 +21,7 @@ use rand::{SeedableRng, rngs::StdRng};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
+    sync::mpsc,
 };
 use tokio_rustls::TlsAcceptor;
 use wiremesh_certs::{Signed, Trust, UnixTime};
@@ -103,7 +105,8 @@ pub async fn start(config: Config, tasks: &Tasks, mut rng: StdRng) -> anyhow::Re
     let socket = serve::bind_socket(&socket_path)?;
 
     let stopping = tasks.token().clone();
-    let shared = Arc::new(Shared::new(config, urls.clone(), ruling, store, &admin_key, stopping, rng));
+    let (look, looks) = mpsc::channel(tunnels::MAX_WAITING);
+    let shared = Arc::new(Shared::new(config, urls.clone(), ruling, store, &admin_key, (stopping, look), rng));
     let members = load(&shared, now).await.context("could not read the members from the database")?;
     if let Err(problem) = http::list_former(shared.clone()).await {
         tracing::error!(why = %problem.message, "identities that were left behind are not revoked yet");
@@ -129,6 +132,10 @@ pub async fn start(config: Config, tasks: &Tasks, mut rng: StdRng) -> anyhow::Re
     tasks.spawn("tls", {
         let shared = shared.clone();
         |stop| certificate.keep(shared, stop)
+    });
+    tasks.spawn("tunnels", {
+        let shared = shared.clone();
+        |stop| tunnels::keep(shared, looks, stop)
     });
     tasks.spawn("rotation", {
         let shared = shared.clone();
@@ -210,6 +217,7 @@ async fn keep_written(shared: &Shared, stop: CancellationToken) {
             _ = flushes.tick() => flush(shared).await,
             _ = tidies.tick() => {
                 shared.copies().sweep(clock::unix());
+                shared.tunnels().sweep(clock::unix());
                 let tidied = shared.store.tidy(shared.config.renewal_window, clock::unix()).await;
                 // What ended need not be on the list any more.
                 let refreshed = match tidied {

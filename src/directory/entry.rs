@@ -332,6 +332,7 @@ pub mod testing {
             let record = NodeRecord {
                 models: models.iter().map(offered).collect(),
                 revocations: 0,
+                nearby: Vec::new(),
                 ..self.record(&[service], order, expires_at)
             };
             self.open(&Signed::sign(&record, &self.identity, &self.chain).unwrap())
@@ -365,6 +366,7 @@ pub mod testing {
                 overlay: true,
                 models: Vec::new(),
                 revocations: 0,
+                nearby: Vec::new(),
             }
         }
 

@@ -130,6 +130,7 @@ fn record(member: &Member, services: usize, order: u64) -> Signed<NodeRecord> {
         overlay: true,
         models,
         revocations: 0,
+        nearby: Vec::new(),
     };
     Signed::sign(&record, &member.key, &member.chain).expect("a good record")
 }

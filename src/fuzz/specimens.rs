@@ -13,7 +13,7 @@ use super::{NOW, TARGETS, World, address, verified};
 use crate::{
     api::{
         BootstrapResponse, EnrollRequest, EnrollResponse, HeartbeatRequest, HeartbeatResponse, RegisterRequest,
-        RenewResponse, Secret, Seed,
+        RenewResponse, Secret, Seed, TunnelFound,
     },
     directory, overlay,
 };
@@ -98,6 +98,12 @@ fn coordinators() -> Made {
         register: false,
         send_revocations: false,
         copied: None,
+        tunnel: Some(TunnelFound {
+            url: "https://worker.example".parse().unwrap(),
+            leads_back: false,
+            why: Some("it leads to another".to_owned()),
+            looked_at: NOW,
+        }),
     };
     let token = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA".to_owned();
     let enrol = EnrollRequest { token: Secret::new(token), csr, wireguard_key: member.wg.public() };

@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
+use wiremesh_certs::{BridgeTag, MAX_NEARBY, Nearby};
 
 /// As many as a record carries.
 pub const MAX_ENDPOINTS: usize = wiremesh_certs::MAX_ENDPOINTS;
@@ -28,10 +29,50 @@ pub struct Interface {
     pub loopback: bool,
     /// Whether a default route leads out there.
     pub default_route: bool,
+    /// What it is.
+    pub kind: Kind,
     /// The largest packet it takes.
     pub mtu: u32,
-    /// Its addresses.
-    pub addresses: Vec<IpAddr>,
+    /// Its addresses, with the networks that it leads to.
+    pub addresses: Vec<IpNet>,
+}
+
+/// What an interface is, as far as it matters who can reach its addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// One end of a cable whose other end is in another network namespace.
+    Cable,
+    /// A bridge.
+    Bridge,
+    /// Anything else.
+    #[default]
+    Other,
+}
+
+/// What is known of where the agent runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Whether it is in a container that an engine gave its network: then a cable leads to a bridge of the engine's.
+    pub behind_bridge: bool,
+    /// What all containers of a machine have in common and no other machine has: how it was booted. Without it nobody can
+    /// tell who is on the same bridge.
+    pub boot: Option<String>,
+}
+
+/// Where others can try to reach us.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Endpoints {
+    /// Whoever they are.
+    pub anywhere: Vec<SocketAddr>,
+    /// If they are on the same bridge.
+    pub nearby: Vec<Nearby>,
+}
+
+impl Endpoints {
+    /// The bridges that we are on.
+    pub fn bridges(&self) -> Vec<BridgeTag> {
+        self.nearby.iter().map(|nearby| nearby.bridge).collect()
+    }
 }
 
 /// Which address families the UDP socket speaks.
@@ -43,47 +84,129 @@ pub enum Families {
     V4,
 }
 
+/// What [`choose`] is told by the operator and by the rest of the overlay.
+#[derive(Clone, Debug)]
+pub struct Wanted<'a> {
+    /// What others should try first.
+    pub advertise: &'a [SocketAddr],
+    /// The overlay's own interface.
+    pub own: &'a str,
+    /// Our UDP port.
+    pub port: u16,
+    /// What our socket speaks.
+    pub families: Families,
+    /// The overlay's network.
+    pub overlay: &'a IpNet,
+}
+
 /// The endpoints to publish: what the operator advertises, then the interfaces with a default route, then the others;
-/// IPv4 before IPv6, because it is more often reachable. `own` is the overlay's own interface.
-pub fn choose(
-    advertise: &[SocketAddr],
-    interfaces: &[Interface],
-    own: &str,
-    port: u16,
-    families: Families,
-    overlay: &IpNet,
-) -> Vec<SocketAddr> {
+/// IPv4 before IPv6, because it is more often reachable. Addresses on the bridges of a container engine are for those who
+/// are on the same bridge: elsewhere others have them.
+pub fn choose(wanted: &Wanted<'_>, interfaces: &[Interface], surroundings: &Surroundings) -> Endpoints {
     let mut found: Vec<(bool, bool, IpAddr)> = Vec::new();
-    for interface in underlay(interfaces, own) {
-        for address in &interface.addresses {
-            if is_reachable(*address) && !overlay.contains(address) && (address.is_ipv4() || families == Families::Both)
-            {
-                found.push((!interface.default_route, address.is_ipv6(), *address));
+    let mut nearby = Vec::new();
+    for interface in underlay(interfaces, wanted.own) {
+        for network in &interface.addresses {
+            let address = network.addr();
+            let speaks = address.is_ipv4() || wanted.families == Families::Both;
+            if !is_reachable(address) || wanted.overlay.contains(&address) || !speaks {
+                continue;
+            }
+            match (&surroundings.boot, is_engines(interface, surroundings) && is_private(address)) {
+                (Some(boot), true) => nearby.push(Nearby {
+                    bridge: BridgeTag::of(boot.as_bytes(), *network),
+                    endpoint: SocketAddr::new(address, wanted.port),
+                }),
+                _ => found.push((!interface.default_route, address.is_ipv6(), address)),
             }
         }
     }
     found.sort();
-    let mut endpoints = advertise.to_vec();
+    let mut anywhere = wanted.advertise.to_vec();
     for (_, _, address) in found {
-        let endpoint = SocketAddr::new(address, port);
-        if !endpoints.contains(&endpoint) {
-            endpoints.push(endpoint);
+        let endpoint = SocketAddr::new(address, wanted.port);
+        if !anywhere.contains(&endpoint) {
+            anywhere.push(endpoint);
         }
     }
-    endpoints.truncate(MAX_ENDPOINTS);
-    endpoints
+    anywhere.truncate(MAX_ENDPOINTS);
+    nearby.truncate(MAX_NEARBY);
+    Endpoints { anywhere, nearby }
 }
 
-/// The overlay's MTU from that of the interfaces it runs over: those with a default route, or else all.
-pub fn overlay_mtu(interfaces: &[Interface], own: &str, families: Families) -> u16 {
+/// What the machine's network is like, for those who want to know why things are as they are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Survey {
+    /// Whether there is an address of IPv4 that others may reach.
+    pub ipv4: bool,
+    /// The same for IPv6.
+    pub ipv6: bool,
+    /// The largest packet that every interface takes which leads out.
+    pub mtu: Option<u32>,
+    /// Whether all addresses are on bridges of a container engine: nobody reaches them from elsewhere.
+    pub bridges_only: bool,
+}
+
+/// What `interfaces` say; `own` is the overlay's own.
+pub fn survey(interfaces: &[Interface], own: &str, surroundings: &Surroundings) -> Survey {
+    let leads_out = |interface: &&Interface| !(interface.kind == Kind::Bridge && is_engines(interface, surroundings));
+    let mut survey = Survey { mtu: underlay_mtu(interfaces, own), bridges_only: true, ..Survey::default() };
+    for interface in underlay(interfaces, own).filter(leads_out) {
+        for address in interface.addresses.iter().map(IpNet::addr).filter(|address| is_reachable(*address)) {
+            *(if address.is_ipv4() { &mut survey.ipv4 } else { &mut survey.ipv6 }) = true;
+            survey.bridges_only &= is_engines(interface, surroundings) && is_private(address);
+        }
+    }
+    survey.bridges_only &= survey.ipv4 || survey.ipv6;
+    survey
+}
+
+/// Whether an interface leads to a bridge that a container engine made, or is one. Bridges that people make have other
+/// names, and may lead to the whole of a site.
+fn is_engines(interface: &Interface, surroundings: &Surroundings) -> bool {
+    match interface.kind {
+        Kind::Cable => surroundings.behind_bridge,
+        Kind::Bridge => is_engines_name(&interface.name),
+        Kind::Other => false,
+    }
+}
+
+/// As Docker, Podman and nerdctl call their bridges.
+fn is_engines_name(name: &str) -> bool {
+    let is_hex = |rest: &str| rest.len() == 12 && rest.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_number = |rest: &str| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit());
+    name == "docker0"
+        || name == "docker_gwbridge"
+        || name.strip_prefix("br-").is_some_and(is_hex)
+        || ["podman", "cni-podman", "nerdctl"].iter().any(|engine| name.strip_prefix(engine).is_some_and(is_number))
+}
+
+/// An address that others elsewhere may have too (RFC 1918, RFC 6598, RFC 4193).
+fn is_private(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => {
+            let [a, b, ..] = address.octets();
+            address.is_private() || (a == 100 && (64..128).contains(&b))
+        }
+        IpAddr::V6(address) => address.is_unique_local(),
+    }
+}
+
+/// The largest packet that every interface takes which leads out: those with a default route, or else all.
+pub fn underlay_mtu(interfaces: &[Interface], own: &str) -> Option<u32> {
     let smallest = |with_default_route: bool| {
         underlay(interfaces, own)
             .filter(|interface| interface.default_route || !with_default_route)
-            .filter(|interface| interface.addresses.iter().any(|address| is_reachable(*address)))
+            .filter(|interface| interface.addresses.iter().any(|network| is_reachable(network.addr())))
             .map(|interface| interface.mtu)
             .min()
     };
-    let underlay_mtu = smallest(true).or_else(|| smallest(false)).unwrap_or(USUAL_MTU);
+    smallest(true).or_else(|| smallest(false))
+}
+
+/// The overlay's MTU from that of the interfaces it runs over.
+pub fn overlay_mtu(interfaces: &[Interface], own: &str, families: Families) -> u16 {
+    let underlay_mtu = underlay_mtu(interfaces, own).unwrap_or(USUAL_MTU);
     let overhead = match families {
         Families::Both => OVERHEAD_V6,
         Families::V4 => OVERHEAD_V4,
@@ -110,7 +233,8 @@ mod tests {
     use super::*;
 
     fn interface(name: &str, mtu: u32, addresses: &[&str]) -> Interface {
-        let addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
+        let network = |text: &&str| text.parse().unwrap_or_else(|_| text.parse::<IpAddr>().unwrap().into());
+        let addresses = addresses.iter().map(network).collect();
         Interface { name: name.into(), up: true, mtu, addresses, ..Interface::default() }
     }
 
@@ -123,10 +247,23 @@ mod tests {
 
     fn chosen(advertise: &[&str], families: Families) -> Vec<String> {
         let advertise: Vec<_> = advertise.iter().map(|text| text.parse().unwrap()).collect();
-        choose(&advertise, &machine(), "wiremesh0", 51820, families, &"10.42.0.0/16".parse().unwrap())
-            .iter()
-            .map(SocketAddr::to_string)
-            .collect()
+        let here = Surroundings::default();
+        chosen_in(&here, &advertise, &machine(), families).anywhere.iter().map(SocketAddr::to_string).collect()
+    }
+
+    fn chosen_in(
+        surroundings: &Surroundings,
+        advertise: &[SocketAddr],
+        interfaces: &[Interface],
+        families: Families,
+    ) -> Endpoints {
+        let overlay = "10.42.0.0/16".parse().unwrap();
+        let wanted = Wanted { advertise, own: "wiremesh0", port: 51820, families, overlay: &overlay };
+        choose(&wanted, interfaces, surroundings)
+    }
+
+    fn booted(behind_bridge: bool) -> Surroundings {
+        Surroundings { behind_bridge, boot: Some("0f9c".into()) }
     }
 
     #[test]
@@ -136,6 +273,68 @@ mod tests {
             ["203.0.113.7:4000", "192.0.2.7:51820", "[2001:db8::7]:51820", "172.17.0.1:51820"]
         );
         assert_eq!(chosen(&[], Families::V4), ["192.0.2.7:51820", "172.17.0.1:51820"]);
+    }
+
+    #[test]
+    fn a_container_and_its_machine_meet_on_the_bridge_and_tell_nobody_else_of_it() {
+        let bridge = Interface { kind: Kind::Bridge, ..interface("br-0123456789ab", 1500, &["172.18.0.1/16"]) };
+        let on_machine = [&machine()[..], &[bridge]].concat();
+        let cable = Interface { kind: Kind::Cable, default_route: true, ..interface("eth0", 1500, &["172.18.0.3/16"]) };
+
+        let machine = chosen_in(&booted(false), &[], &on_machine, Families::V4);
+        let container = chosen_in(&booted(true), &[], &[cable], Families::V4);
+
+        assert_eq!(container.anywhere, []);
+        assert_eq!(container.nearby[0].endpoint, "172.18.0.3:51820".parse().unwrap());
+        assert_eq!(machine.nearby[0].endpoint, "172.18.0.1:51820".parse().unwrap());
+        assert_eq!(container.bridges(), machine.bridges());
+        assert!(!machine.anywhere.contains(&machine.nearby[0].endpoint));
+    }
+
+    #[test]
+    fn an_address_that_may_be_reached_from_elsewhere_is_for_everybody() {
+        let cable = |address| Interface { kind: Kind::Cable, ..interface("eth0", 1500, &[address]) };
+        let everybody = |surroundings: &Surroundings, interface: Interface| {
+            let endpoints = chosen_in(surroundings, &[], &[interface], Families::Both);
+            endpoints.anywhere.len() == 1 && endpoints.nearby.is_empty()
+        };
+
+        assert!(everybody(&booted(true), cable("203.0.113.7/24")), "a public address");
+        assert!(everybody(&booted(false), cable("192.168.1.7/24")), "a container that is a machine of its site");
+        assert!(everybody(&booted(true), interface("eth0", 1500, &["192.168.1.7/24"])), "macvlan, or the host's own");
+        let site = Interface { kind: Kind::Bridge, ..interface("br-lan", 1500, &["192.168.1.7/24"]) };
+        assert!(everybody(&booted(false), site), "a bridge that somebody made");
+        let unknown = Surroundings { behind_bridge: true, boot: None };
+        assert!(everybody(&unknown, cable("172.18.0.3/16")), "nobody can tell who is near");
+        assert!(!everybody(&booted(true), cable("fd00::3/64")) && !everybody(&booted(true), cable("100.64.0.3/24")));
+    }
+
+    #[test]
+    fn a_survey_says_what_a_container_can_and_cannot_do() {
+        let cable = Interface {
+            kind: Kind::Cable,
+            default_route: true,
+            ..interface("eth0", 1450, &["172.18.0.3/16", "fe80::3/64"])
+        };
+
+        let container = survey(std::slice::from_ref(&cable), "wiremesh0", &booted(true));
+        let host = survey(&machine(), "wiremesh0", &booted(false));
+
+        assert_eq!(container, Survey { ipv4: true, ipv6: false, mtu: Some(1450), bridges_only: true });
+        assert_eq!((host.ipv6, host.mtu, host.bridges_only), (true, Some(1500), false));
+        assert_eq!(survey(&[], "wiremesh0", &booted(true)), Survey::default());
+        let published = Interface { addresses: vec!["203.0.113.7/24".parse().unwrap()], ..cable };
+        assert!(!survey(&[published], "wiremesh0", &booted(true)).bridges_only);
+    }
+
+    #[test]
+    fn bridges_are_known_by_the_names_that_engines_give_them() {
+        for name in ["docker0", "docker_gwbridge", "br-0123456789ab", "podman0", "cni-podman12", "nerdctl0"] {
+            assert!(is_engines_name(name), "{name}");
+        }
+        for name in ["br0", "br-lan", "br-0123456789a", "podman", "virbr0", "vmbr0", "eth0", "docker1"] {
+            assert!(!is_engines_name(name), "{name}");
+        }
     }
 
     #[test]

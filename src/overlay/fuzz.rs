@@ -220,6 +220,7 @@ pub fn record(place: usize) -> NodeRecord {
         overlay: true,
         models: Vec::new(),
         revocations: 0,
+        nearby: Vec::new(),
     }
 }
 

@@ -37,9 +37,11 @@ use self::{
     watching::Watching,
 };
 use super::{
-    Aside, ConfiguredPeer, Event, Offloads, Overlay, Parameters, Status, endpoints,
+    Aside, ConfiguredPeer, Event, Offloads, Overlay, Parameters,
+    endpoints::{self, Surroundings, Survey},
     offload::Takes,
     ping::{PingFailed, PingId, Pong},
+    status::Place,
 };
 use crate::{
     clock,
@@ -68,6 +70,8 @@ pub struct Settings {
     pub mtu: Option<u16>,
     /// Endpoints that others should try first.
     pub advertise: Vec<SocketAddr>,
+    /// Where the agent runs.
+    pub surroundings: Surroundings,
     /// Standard WireGuard peers.
     pub peers: Vec<ConfiguredPeer>,
     /// The age at which a session gets new keys, [`super::REKEY_AFTER`] at most.
@@ -84,15 +88,6 @@ pub struct Settings {
     pub trust: Arc<TrustStore>,
 }
 
-/// What the loop does not know by itself, for [`Handle::status`] and records.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Place {
-    interface: String,
-    listen_port: u16,
-    mtu: u16,
-    endpoints: Vec<SocketAddr>,
-}
-
 /// Whether this machine lets us have what [`start`] will need. For before joining, which cannot be undone.
 pub fn check(interface: &str, listen_port: u16) -> anyhow::Result<()> {
     let offloads = Offloads::default();
@@ -101,11 +96,20 @@ pub fn check(interface: &str, listen_port: u16) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Looks at the network interfaces, once. `own` is the overlay's own.
+pub async fn survey(own: &str, surroundings: &Surroundings) -> anyhow::Result<Survey> {
+    let tasks = Tasks::new();
+    let links = Links::open(&tasks).context("opening netlink")?;
+    let interfaces = links.interfaces().await.context("listing network interfaces");
+    tasks.stop();
+    Ok(endpoints::survey(&interfaces?, own, surroundings))
+}
+
 /// Makes the interface and starts carrying packets. The interface, its address and its routes are gone when the tasks
 /// have stopped, however they stopped: they live as long as the device is open.
 pub async fn start(settings: Settings, tasks: &Tasks) -> anyhow::Result<(Handle, mpsc::Receiver<Event>)> {
-    let Settings { interface, listen_port, mtu, advertise, peers, rekey_after, offloads, key, address, network, trust } =
-        settings;
+    let Settings { interface, listen_port, mtu, advertise, surroundings, peers, rekey_after, offloads, .. } = settings;
+    let Settings { key, address, network, trust, .. } = settings;
     let udp =
         UnderlaySocket::bind(listen_port, &offloads).with_context(|| format!("opening UDP port {listen_port}"))?;
     let listen_port = udp.port()?;
@@ -142,9 +146,18 @@ pub async fn start(settings: Settings, tasks: &Tasks) -> anyhow::Result<(Handle,
     }
 
     let interface_name = interface.clone();
-    let watching =
-        Watching { interface: interface_name, listen_port, advertise, families, fixed_mtu, network, address };
+    let watching = Watching {
+        interface: interface_name,
+        listen_port,
+        advertise,
+        families,
+        fixed_mtu,
+        network,
+        address,
+        surroundings,
+    };
     let place = Place { interface, listen_port, mtu, endpoints: watching.endpoints(&interfaces) };
+    overlay.set_bridges(place.endpoints.bridges());
     let (place_sender, place) = watch::channel(place);
     let (commands_sender, commands) = mpsc::channel(MAX_COMMANDS);
     let (events_sender, events) = mpsc::channel(MAX_EVENTS);
@@ -204,7 +217,7 @@ async fn run<T: Tun, U: Udp>(
     outside: Outside<T, U>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let Outside { tun, udp, asides: [mut left_outbound, mut left_inbound], mut commands, events, place } = outside;
+    let Outside { tun, udp, asides: [mut left_outbound, mut left_inbound], mut commands, events, mut place } = outside;
     let mut pings = BTreeMap::new();
     let mut outbound = Vec::with_capacity(ASIDES_AT_ONCE);
     let mut inbound = Vec::with_capacity(ASIDES_AT_ONCE);
@@ -223,6 +236,8 @@ async fn run<T: Tun, U: Udp>(
             }
 
             Some(command) = commands.recv() => obey(command, &mut overlay, &mut pings, &place),
+
+            Ok(()) = place.changed() => overlay.set_bridges(place.borrow_and_update().endpoints.bridges()),
 
             1.. = left_outbound.recv_many(&mut outbound, ASIDES_AT_ONCE) => {}
 
@@ -291,10 +306,6 @@ fn obey(
             Ok(id) => _ = pings.insert(id, answer),
             Err(why) => _ = answer.send(Err(why)),
         },
-        Command::Status(answer) => _ = answer.send(status(overlay, &place.borrow(), now)),
+        Command::Status(answer) => _ = answer.send(overlay.status(&place.borrow(), now)),
     }
-}
-
-fn status(overlay: &Overlay, place: &Place, now: std::time::Instant) -> Status {
-    overlay.status(&place.interface, place.listen_port, place.mtu, place.endpoints.clone(), now)
 }

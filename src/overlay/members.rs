@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use ipnet::IpNet;
 use rand::Rng;
-use wiremesh_certs::{NodeRecord, Opened, OverlayIp, Refused, Signed, UnixTime, Verified, WgPublicKey};
+use wiremesh_certs::{BridgeTag, NodeRecord, Opened, OverlayIp, Refused, Signed, UnixTime, Verified, WgPublicKey};
 
 use super::{
     ConfiguredPeer, Dropped, Event, Overlay,
@@ -101,6 +101,12 @@ impl Overlay {
         self.out.counters.add(Dropped::Unresolvable, dropped as u64);
         self.out.wake.note(self.unknown.poll_timeout());
         self.pings.unresolvable(address);
+    }
+
+    /// We are on these bridges of a container engine: what others say of where they are on them is for us. What peers have
+    /// said until now is read anew when they say it again, which they do every half minute.
+    pub fn set_bridges(&mut self, bridges: Vec<BridgeTag>) {
+        self.own.bridges = bridges;
     }
 
     /// Command: what we say of ourselves in introductions. By another certificate than before, it is also sent to
@@ -246,7 +252,7 @@ impl Overlay {
         if record.sequence >= peer.sequence {
             peer.sequence = record.sequence;
             let before = peer.path.everywhere();
-            peer.path.set_candidates(&record.endpoints, &self.own.at.network);
+            peer.path.set_candidates(&record.endpoints_from(&self.own.bridges), &self.own.at.network);
             if peer.session.is_connecting() && peer.path.everywhere().iter().any(|to| !before.contains(to)) {
                 peer.initiate(Reach::Everywhere, &self.own, &mut self.out, now);
             }

@@ -2,7 +2,7 @@
 
 use boringtun::x25519::{PublicKey, StaticSecret};
 use ipnet::IpNet;
-use wiremesh_certs::{NodeRecord, OverlayIp, Serial, Signed, WgPrivateKey, WgPublicKey};
+use wiremesh_certs::{BridgeTag, NodeRecord, OverlayIp, Serial, Signed, WgPrivateKey, WgPublicKey};
 
 use super::{Dropped, introduction::IntroductionKey, packet::is_for_many};
 
@@ -27,6 +27,8 @@ pub struct Own {
     pub key: WgPublicKey,
     /// Opens introductions made for us.
     pub introduction_key: IntroductionKey,
+    /// The container engine's bridges that we are on.
+    pub bridges: Vec<BridgeTag>,
     record: Option<(Signed<NodeRecord>, Serial)>,
 }
 
@@ -40,6 +42,7 @@ impl Own {
             secret,
             key: key.public(),
             introduction_key: IntroductionKey::of(&key.public()),
+            bridges: Vec::new(),
             record: None,
         }
     }

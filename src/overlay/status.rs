@@ -9,7 +9,20 @@ use std::{
 use serde::Serialize;
 use wiremesh_certs::{NodeId, NodeName, OverlayIp, WgPublicKey};
 
-use super::{Overlay, Traffic, peer::Peer, ping::Pong};
+use super::{Overlay, Traffic, endpoints::Endpoints, peer::Peer, ping::Pong};
+
+/// What the machine does not know by itself of the device, the socket and the network.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// The TUN device's name.
+    pub interface: String,
+    /// The UDP port.
+    pub listen_port: u16,
+    /// The device's MTU.
+    pub mtu: u16,
+    /// Where others can try to reach us.
+    pub endpoints: Endpoints,
+}
 
 /// The overlay at a moment.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -26,6 +39,8 @@ pub struct Status {
     pub mtu: u16,
     /// Where others can try to reach us.
     pub endpoints: Vec<SocketAddr>,
+    /// Where those who are on the same bridge can.
+    pub nearby: Vec<SocketAddr>,
     /// What went through.
     pub traffic: Traffic,
     /// What did not, by reason; zeros included.
@@ -47,6 +62,8 @@ pub struct PeerStatus {
     pub address: Option<IpAddr>,
     /// Where data goes.
     pub endpoint: Option<SocketAddr>,
+    /// Where it may be, by what it says of itself and by what was seen.
+    pub candidates: Vec<SocketAddr>,
     /// Whether it was heard from there lately.
     pub proven: bool,
     /// Since it was last heard.
@@ -58,22 +75,16 @@ pub struct PeerStatus {
 }
 
 impl Overlay {
-    /// All that can be told, with what the loop knows of the device and the socket.
-    pub fn status(
-        &self,
-        interface: &str,
-        listen_port: u16,
-        mtu: u16,
-        endpoints: Vec<SocketAddr>,
-        now: Instant,
-    ) -> Status {
+    /// All that can be told.
+    pub fn status(&self, place: &Place, now: Instant) -> Status {
         Status {
             address: self.own.at.address,
             public_key: self.own.key,
-            interface: interface.to_owned(),
-            listen_port,
-            mtu,
-            endpoints,
+            interface: place.interface.clone(),
+            listen_port: place.listen_port,
+            mtu: place.mtu,
+            endpoints: place.endpoints.anywhere.clone(),
+            nearby: place.endpoints.nearby.iter().map(|nearby| nearby.endpoint).collect(),
             traffic: self.out.counters.traffic(),
             dropped: self.out.counters.iter().map(|(dropped, count)| (dropped.label(), count)).collect(),
             peers: self.peers.iter().map(|(_, peer)| peer.status(now)).collect(),
@@ -90,6 +101,7 @@ impl Peer {
             public_key: self.key,
             address: self.allowed.first().map(|network| network.addr()),
             endpoint: self.path.current(),
+            candidates: self.path.everywhere(),
             proven: self.path.is_proven(now),
             heard_secs_ago: age(self.path.heard_at()),
             handshake_secs_ago: age(self.session.established_at()),

@@ -2,13 +2,15 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 
+use crate::api;
+
 /// All headers of a request, names and values together. Beyond: 431.
 pub const MAX_HEADER_BYTES: usize = 32 * 1024;
 /// What our own headers and a proof may add on the way to another agent.
 pub const ADDED_BY_US_BYTES: usize = 8 * 1024;
 
 /// Who answered.
-pub const WORKER: HeaderName = HeaderName::from_static("x-wiremesh-worker");
+pub const WORKER: HeaderName = HeaderName::from_static(api::WORKER);
 /// By which path the answer came.
 pub const PATH: HeaderName = HeaderName::from_static("x-wiremesh-path");
 /// How we knew who answers.

@@ -10,9 +10,9 @@ const GIB: u64 = 1024 * MIB;
 pub struct Machine {
     /// The host's name.
     pub hostname: String,
-    /// Logical processors.
+    /// Logical processors that we may use.
     pub cpu_cores: usize,
-    /// Main memory.
+    /// Main memory that we may use.
     pub ram_bytes: u64,
     /// GPUs, in the driver's order.
     pub gpus: Vec<Gpu>,
@@ -95,6 +95,19 @@ impl Capabilities {
     }
 }
 
+/// A container is given a part of its machine: others choose by that, not by what they will not get.
+pub mod limits {
+    /// So many of the machine's cores; without a limit, all.
+    pub fn cores(machine: usize, ours: Option<usize>) -> usize {
+        ours.filter(|&ours| ours > 0).map_or(machine, |ours| ours.min(machine.max(1)))
+    }
+
+    /// So much of the machine's memory, in bytes; no limit is told as one beyond it, or as 0.
+    pub fn memory(machine: u64, ours: Option<u64>) -> u64 {
+        ours.filter(|&ours| ours > 0).map_or(machine, |ours| ours.min(machine))
+    }
+}
+
 /// Bytes as whole MiB.
 pub fn mib(bytes: u64) -> u64 {
     bytes / MIB
@@ -115,6 +128,14 @@ mod tests {
         assert_eq!(json["has_gpu"], false);
         assert_eq!(json["gpu_type"], serde_json::Value::Null);
         assert_eq!(json["worker_type"], "cpu");
+    }
+
+    #[test]
+    fn a_container_is_no_larger_than_what_it_is_given() {
+        assert_eq!(limits::cores(64, Some(2)), 2);
+        assert_eq!([limits::cores(64, None), limits::cores(64, Some(64)), limits::cores(2, Some(64))], [64, 64, 2]);
+        assert_eq!(limits::memory(62 * GIB, Some(GIB)), GIB);
+        assert_eq!([None, Some(0), Some(u64::MAX)].map(|ours| limits::memory(62 * GIB, ours)), [62 * GIB; 3]);
     }
 
     #[test]

@@ -7,15 +7,15 @@ use super::{
     world::{AUDIENCE, NOW, World},
 };
 use crate::{
-    Chain, MAX_AUTHORITIES, MAX_ENDPOINTS, MAX_MODELS, MAX_REVOCATIONS, MAX_SERVICES, NodeRecord, PROOF_LIFE, Payload,
-    ProofChecker, Refused, RequestProof, RevocationList, Signed, Verified,
+    Chain, MAX_AUTHORITIES, MAX_ENDPOINTS, MAX_MODELS, MAX_NEARBY, MAX_REVOCATIONS, MAX_SERVICES, NodeRecord,
+    PROOF_LIFE, Payload, ProofChecker, Refused, RequestProof, RevocationList, Signed, Verified,
 };
 
 /// A node's record.
 pub fn record(bytes: &[u8]) -> Verdict {
     let opened = open::<NodeRecord>(bytes);
     if let Some(record) = &opened {
-        assert!(record.endpoints.len() <= MAX_ENDPOINTS);
+        assert!(record.endpoints.len() <= MAX_ENDPOINTS && record.nearby.len() <= MAX_NEARBY);
         assert!(record.services.len() <= MAX_SERVICES);
         assert!(record.models.len() <= MAX_MODELS);
         assert!(record.load.percent() <= 100);

@@ -12,9 +12,9 @@ use super::{
     world::{AUDIENCE, Counted, Member, NOW, World, signed_part},
 };
 use crate::{
-    Authority, CaParameters, CertificateRequest, Fingerprint, JoinToken, Load, MeshName, ModelOffer, ModelTag, NodeId,
-    NodeRecord, Policy, RECORD_LIFE, RequestProof, RevocationList, Rule, Serial, ServiceName, Signed, UnixTime,
-    proof_header,
+    Authority, BridgeTag, CaParameters, CertificateRequest, Fingerprint, JoinToken, Load, MeshName, ModelOffer,
+    ModelTag, Nearby, NodeId, NodeRecord, Policy, RECORD_LIFE, RequestProof, RevocationList, Rule, Serial, ServiceName,
+    Signed, UnixTime, proof_header,
 };
 
 #[test]
@@ -73,6 +73,15 @@ fn messages() -> Made {
         models: Vec::new(),
         ..self::record()
     };
+    let bridge = |network: &str| BridgeTag::of(b"boot", network.parse().unwrap());
+    let on_bridges = NodeRecord {
+        endpoints: Vec::new(),
+        nearby: vec![
+            Nearby { bridge: bridge("172.18.0.0/16"), endpoint: "172.18.0.3:51820".parse().unwrap() },
+            Nearby { bridge: bridge("fd00::/80"), endpoint: "[fd00::3]:51820".parse().unwrap() },
+        ],
+        ..self::record()
+    };
     let list = authority.sign_revocations(&revocations()).unwrap();
     let empty = RevocationList { number: 1, ..RevocationList::default() };
     let rule = Rule { offer: Some(["gpu".parse().unwrap()].into()), call: None };
@@ -90,6 +99,7 @@ fn messages() -> Made {
         ("record", "full", record.as_bytes().to_vec()),
         ("record-signed", "full", minicbor::to_vec(self::record()).unwrap()),
         ("record-signed", "bare", minicbor::to_vec(bare).unwrap()),
+        ("record-signed", "on-bridges", minicbor::to_vec(on_bridges).unwrap()),
         ("proof", "post", proof.as_bytes().to_vec()),
         ("proof-signed", "post", minicbor::to_vec(self::proof()).unwrap()),
         ("proof-header", "post", header(member).into_bytes()),
@@ -164,6 +174,7 @@ fn record() -> NodeRecord {
         overlay: true,
         models: vec![ModelOffer { service: 0, tag: ModelTag::of("llama") }],
         revocations: 7,
+        nearby: Vec::new(),
     }
 }
 

@@ -140,6 +140,7 @@ pub fn record() -> NodeRecord {
         overlay: true,
         models: Vec::new(),
         revocations: 0,
+        nearby: Vec::new(),
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 
 use rand::{RngCore, SeedableRng, rngs::StdRng};
 use sha2::{Digest, Sha256};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use wiremesh_certs::{Chain, Claims, IssueError, ProofChecker, Serial, Trust, TrustStore, UnixTime, Verified};
 use zeroize::Zeroizing;
 
@@ -15,10 +15,11 @@ use super::{
     metrics::Metrics,
     ruling::Ruling,
     store::{Grant, Store, StoreError},
+    tunnels::Look,
 };
 use crate::{
     clock,
-    coordinator::{Config, copies::Copies, limiter::Limiter, registry::Registry},
+    coordinator::{Config, copies::Copies, limiter::Limiter, registry::Registry, tunnels::Tunnels},
     task::CancellationToken,
 };
 
@@ -51,9 +52,12 @@ pub struct Shared {
     pub watchers: Semaphore,
     /// Cancelled when the coordinator stops: whoever waits for something to happen is answered.
     pub stopping: CancellationToken,
+    /// Tunnel URLs to be looked at.
+    pub looks: mpsc::Sender<Look>,
     admin_key_hash: [u8; 32],
     registry: Mutex<Registry>,
     copies: Mutex<Copies>,
+    tunnels: Mutex<Tunnels>,
     proofs: Mutex<ProofChecker>,
     limiter: Mutex<Limiter>,
     rng: Mutex<StdRng>,
@@ -67,13 +71,15 @@ impl Shared {
         (trust, ruling): (Trust, Ruling),
         store: Store,
         admin_key: &Zeroizing<String>,
-        stopping: CancellationToken,
+        (stopping, looks): (CancellationToken, mpsc::Sender<Look>),
         rng: StdRng,
     ) -> Shared {
         Shared {
             admin_key_hash: Sha256::digest(admin_key.trim().as_bytes()).into(),
             registry: Mutex::new(Registry::new(config.heartbeat_interval)),
             copies: Mutex::new(Copies::new(config.heartbeat_interval)),
+            tunnels: Mutex::default(),
+            looks,
             proofs: Mutex::new(ProofChecker::new(crate::api::audience(trust.mesh()), clock::unix())),
             limiter: Mutex::new(Limiter::new(clock::now())),
             watchers: Semaphore::new(MAX_WATCHERS),
@@ -99,6 +105,11 @@ impl Shared {
     /// Which identities are used twice. Held as the registry is; who needs both takes the registry first.
     pub fn copies(&self) -> MutexGuard<'_, Copies> {
         self.copies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where members' tunnel URLs lead. Held for one call.
+    pub fn tunnels(&self) -> MutexGuard<'_, Tunnels> {
+        self.tunnels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The memory of proofs that were used.

@@ -86,6 +86,7 @@ impl Mesh {
             overlay: true,
             models: Vec::new(),
             revocations: 0,
+            nearby: Vec::new(),
         };
         self.trust.open(&Signed::sign(&record, &node.key, &node.chain).unwrap(), T0).unwrap()
     }

@@ -14,7 +14,7 @@ use super::{
     rekey::{Desk, NextKeys, RotateFailed},
 };
 use crate::{
-    api::{Copied, Seed},
+    api::{Copied, Seed, TunnelFound},
     membership::skew::Offset,
 };
 
@@ -82,6 +82,8 @@ pub struct Status {
     pub is_revoked: bool,
     /// Another machine uses our keys, as the coordinator last said.
     pub copied: Option<Copied>,
+    /// Where our tunnel URL leads, as the coordinator last said.
+    pub tunnel: Option<TunnelFound>,
 }
 
 impl Status {

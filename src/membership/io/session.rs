@@ -83,6 +83,7 @@ impl Session {
             rotate_at: care.schedule.due_at(),
             is_revoked: false,
             copied: None,
+            tunnel: None,
         };
         let desk = Desk::default();
         let (lists, taker) = Lists::new(member.client.clone(), member.trust.clone(), disk.clone(), list);
@@ -253,6 +254,7 @@ impl Session {
             status.last_error = None;
             status.is_revoked = false;
             status.copied = answer.copied;
+            status.tunnel = answer.tunnel;
             was_connected
         };
         if !was_connected {

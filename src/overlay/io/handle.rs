@@ -1,15 +1,15 @@
 //! How the rest of the agent speaks to the overlay.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use wiremesh_certs::{NodeId, NodeRecord, OverlayIp, Signed, Verified};
 
-use super::Place;
 use crate::overlay::{
-    PeerSource, Status,
+    Endpoints, PeerSource, Status,
     ping::{PingFailed, Pong},
     shared::Shared,
+    status::Place,
 };
 
 /// A command on its way to the loop.
@@ -86,7 +86,7 @@ impl Handle {
     }
 
     /// Where others can try to reach us, for our record.
-    pub fn endpoints(&self) -> Vec<SocketAddr> {
+    pub fn endpoints(&self) -> Endpoints {
         self.place.borrow().endpoints.clone()
     }
 

@@ -16,7 +16,7 @@ use rtnetlink::{
     packet_route::{
         RouteNetlinkMessage,
         address::{AddressAttribute, AddressHeaderFlags},
-        link::{LinkAttribute, LinkFlags},
+        link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo},
         route::RouteAttribute,
     },
     sys::SocketAddr as NetlinkAddress,
@@ -24,7 +24,10 @@ use rtnetlink::{
 use wiremesh_certs::OverlayIp;
 
 use crate::{
-    overlay::{batch::largest_packet, endpoints::Interface},
+    overlay::{
+        batch::largest_packet,
+        endpoints::{Interface, Kind},
+    },
     task::Tasks,
 };
 
@@ -74,6 +77,7 @@ impl Links {
                 match attribute {
                     LinkAttribute::IfName(name) => interface.name = name,
                     LinkAttribute::Mtu(mtu) => interface.mtu = mtu,
+                    LinkAttribute::LinkInfo(infos) => interface.kind = kind_of(&infos),
                     _ => {}
                 }
             }
@@ -93,7 +97,8 @@ impl Links {
                 })
             });
             if let (Some(interface), Some(address)) = (interfaces.get_mut(&message.header.index), address) {
-                interface.addresses.push(address);
+                // A prefix that does not fit its address is not the kernel's.
+                interface.addresses.extend(IpNet::new(address, message.header.prefix_len).ok());
             }
         }
         for index in self.ways_out().await? {
@@ -202,6 +207,18 @@ impl Links {
         let mut links = self.handle.link().get().match_name(name.to_owned()).execute();
         let link = links.try_next().await?.with_context(|| format!("there is no interface {name}"))?;
         Ok(link.header.index)
+    }
+}
+
+fn kind_of(infos: &[LinkInfo]) -> Kind {
+    let kind = infos.iter().find_map(|info| match info {
+        LinkInfo::Kind(kind) => Some(kind),
+        _ => None,
+    });
+    match kind {
+        Some(InfoKind::Veth) => Kind::Cable,
+        Some(InfoKind::Bridge) => Kind::Bridge,
+        _ => Kind::Other,
     }
 }
 

@@ -72,6 +72,57 @@ impl TunOffloads {
     const NONE: TunOffloads = TunOffloads { checksums: false, tcp: false, udp: false };
 }
 
+/// Why there is no TUN device.
+#[derive(Debug, thiserror::Error)]
+pub enum NoDevice {
+    /// There is nothing to make it from, or we may not use it.
+    #[error("opening {CLONE}")]
+    Opening(#[source] io::Error),
+    /// Any interface has the name.
+    #[error("there is an interface of this name")]
+    NameTaken(#[source] io::Error),
+    /// It is not ours to make.
+    #[error("not permitted without the capability NET_ADMIN")]
+    NotPermitted(#[source] io::Error),
+    /// The kernel makes none that we can use.
+    #[error("making it")]
+    Unsuitable(#[source] io::Error),
+}
+
+/// What a machine, or a container on it, lacks for a TUN device.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Lack {
+    /// `/dev/net/tun` itself.
+    Device,
+    /// The right to use it: a rule of the device cgroup, or the file's mode.
+    DeviceRight,
+    /// The capability NET_ADMIN.
+    NetAdmin,
+    /// A kernel that makes devices as we need them.
+    Kernel,
+}
+
+impl NoDevice {
+    fn naming(error: io::Error) -> NoDevice {
+        match error.kind() {
+            ErrorKind::ResourceBusy => NoDevice::NameTaken(error),
+            ErrorKind::PermissionDenied => NoDevice::NotPermitted(error),
+            _ => NoDevice::Unsuitable(error),
+        }
+    }
+
+    /// What would have to be there; none if it is something else that stands in the way.
+    pub fn lack(&self) -> Option<Lack> {
+        match self {
+            NoDevice::Opening(error) if error.kind() == ErrorKind::PermissionDenied => Some(Lack::DeviceRight),
+            NoDevice::Opening(_) => Some(Lack::Device),
+            NoDevice::NotPermitted(_) => Some(Lack::NetAdmin),
+            NoDevice::Unsuitable(_) => Some(Lack::Kernel),
+            NoDevice::NameTaken(_) => None,
+        }
+    }
+}
+
 /// A TUN device of the kernel's. Gone when dropped, with its addresses and routes.
 #[derive(Debug)]
 pub struct TunDevice {
@@ -82,13 +133,13 @@ pub struct TunDevice {
 }
 
 impl TunDevice {
-    /// A new device, down and without address. A name that any interface has is [`ErrorKind::ResourceBusy`].
-    pub fn create(name: &str, offloads: &Offloads) -> io::Result<TunDevice> {
-        let file = File::options().read(true).write(true).open(CLONE).map_err(opening)?;
+    /// A new device, down and without address.
+    pub fn create(name: &str, offloads: &Offloads) -> Result<TunDevice, NoDevice> {
+        let file = File::options().read(true).write(true).open(CLONE).map_err(NoDevice::Opening)?;
         // Exclusive: a device that outlives its program would be joined otherwise, and outlive us with our addresses.
         let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL;
-        sys::name_tun(&file, name, flags).map_err(naming)?;
-        sys::set_header_bytes(&file, VIRTIO_HEADER)?;
+        sys::name_tun(&file, name, flags).map_err(NoDevice::naming)?;
+        sys::set_header_bytes(&file, VIRTIO_HEADER).map_err(NoDevice::Unsuitable)?;
         let wanted = if offloads.tun { LEVELS } else { &LEVELS[LEVELS.len() - 1..] };
         let given = wanted.iter().find(|(_, flags)| sys::set_offloads(&file, *flags).is_ok());
         let offloads = given.map_or(TunOffloads::NONE, |(offloads, _)| *offloads);
@@ -152,18 +203,6 @@ impl Tun for TunDevice {
     }
 }
 
-fn opening(error: io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("opening {CLONE}: {error}"))
-}
-
-fn naming(error: io::Error) -> io::Error {
-    match error.kind() {
-        ErrorKind::ResourceBusy => io::Error::new(error.kind(), "there is an interface of this name"),
-        ErrorKind::PermissionDenied => io::Error::new(error.kind(), "not permitted without the capability NET_ADMIN"),
-        _ => error,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -186,6 +225,17 @@ mod tests {
         assert!(!device.reads_now.load(Ordering::Relaxed), "it is not asked again");
         assert_eq!(device.read_now(&mut frame).unwrap(), None);
         assert_eq!(device.read(&mut frame).unwrap(), frame.len());
+    }
+
+    #[test]
+    fn what_a_machine_lacks_is_told_from_what_is_in_the_way() {
+        let opening = |code| NoDevice::Opening(io::Error::from_raw_os_error(code)).lack();
+        let naming = |code| NoDevice::naming(io::Error::from_raw_os_error(code)).lack();
+
+        assert!([libc::ENOENT, libc::ENODEV, libc::ENXIO].into_iter().all(|code| opening(code) == Some(Lack::Device)));
+        assert!([libc::EPERM, libc::EACCES].into_iter().all(|code| opening(code) == Some(Lack::DeviceRight)));
+        assert_eq!((naming(libc::EPERM), naming(libc::EINVAL)), (Some(Lack::NetAdmin), Some(Lack::Kernel)));
+        assert_eq!(naming(libc::EBUSY), None);
     }
 
     #[test]

@@ -6,9 +6,12 @@ use ipnet::IpNet;
 use tokio::sync::watch;
 use wiremesh_certs::OverlayIp;
 
-use super::{Place, links::Links};
+use super::links::Links;
 use crate::{
-    overlay::endpoints::{self, Families, Interface},
+    overlay::{
+        endpoints::{self, Endpoints, Families, Interface, Surroundings, Wanted},
+        status::Place,
+    },
     task::CancellationToken,
 };
 
@@ -21,6 +24,7 @@ pub struct Watching {
     pub fixed_mtu: Option<u16>,
     pub network: IpNet,
     pub address: OverlayIp,
+    pub surroundings: Surroundings,
 }
 
 impl Watching {
@@ -80,7 +84,14 @@ impl Watching {
     }
 
     /// Where others can try to reach us, given our interfaces.
-    pub fn endpoints(&self, interfaces: &[Interface]) -> Vec<SocketAddr> {
-        endpoints::choose(&self.advertise, interfaces, &self.interface, self.listen_port, self.families, &self.network)
+    pub fn endpoints(&self, interfaces: &[Interface]) -> Endpoints {
+        let wanted = Wanted {
+            advertise: &self.advertise,
+            own: &self.interface,
+            port: self.listen_port,
+            families: self.families,
+            overlay: &self.network,
+        };
+        endpoints::choose(&wanted, interfaces, &self.surroundings)
     }
 }

@@ -72,6 +72,7 @@ impl Node {
             overlay: true,
             models: Vec::new(),
             revocations: 0,
+            nearby: Vec::new(),
         };
         let signed = Signed::sign(&record, &self.identity, &self.chain).unwrap();
         (record, signed)
@@ -129,6 +130,7 @@ pub fn crowd(authority: &Authority, number: u32) -> (Verified, NodeRecord) {
         overlay: true,
         models: Vec::new(),
         revocations: 0,
+        nearby: Vec::new(),
     };
     (verified, record)
 }

@@ -1,9 +1,14 @@
 //! Reads what the operating system and the GPU driver say about this machine.
 
+use std::num::NonZero;
+
 use nvml_wrapper::{Nvml, enum_wrappers::device::TemperatureSensor, error::NvmlError};
 use sysinfo::System;
 
-use crate::services::{Gpu, Machine, capabilities::mib};
+use crate::services::{
+    Gpu, Machine,
+    capabilities::{limits, mib},
+};
 
 /// Keeps the GPU driver's library open, and the last CPU times, from which the next reading tells the utilisation.
 pub struct MachineReader {
@@ -41,13 +46,23 @@ impl MachineReader {
         let system = self.system.as_ref();
         let machine = Machine {
             hostname: System::host_name().unwrap_or_default(),
-            cpu_cores: system.map_or(0, |system| system.cpus().len()),
-            ram_bytes: system.map_or(0, System::total_memory),
+            cpu_cores: limits::cores(system.map_or(0, |system| system.cpus().len()), cores_for_us()),
+            ram_bytes: limits::memory(system.map_or(0, System::total_memory), memory_for_us(system)),
             gpus: self.nvml.as_ref().map(gpus).unwrap_or_default(),
             gpu_driver: self.nvml.as_ref().and_then(|nvml| nvml.sys_driver_version().ok()),
         };
         (machine, cpu)
     }
+}
+
+/// Of the affinity and the CPU quota of our cgroup, whole cores.
+fn cores_for_us() -> Option<usize> {
+    std::thread::available_parallelism().ok().map(NonZero::get)
+}
+
+/// Of our cgroup.
+fn memory_for_us(system: Option<&System>) -> Option<u64> {
+    Some(system?.cgroup_limits()?.total_memory)
 }
 
 /// All GPUs the driver lets us see; one that fails to answer is left out.

@@ -151,5 +151,6 @@ fn record() -> NodeRecord {
         overlay: true,
         models: Vec::new(),
         revocations: 0,
+        nearby: Vec::new(),
     }
 }

@@ -3,15 +3,17 @@
 use std::net::IpAddr;
 
 use axum::{Extension, Json, extract::Path};
-use wiremesh_certs::{NodeRecord, Opened, Signed, UnixTime, Verified};
+use wiremesh_certs::{NodeRecord, Opened, Signed, TunnelUrl, UnixTime, Verified};
 
 use super::{Body, Caller, Problem, Source, State};
 use crate::{
-    api::{Copied, HeartbeatRequest, HeartbeatResponse, Instance, MAX_CAPABILITIES_BYTES, RegisterRequest},
+    api::{
+        Copied, HeartbeatRequest, HeartbeatResponse, Instance, MAX_CAPABILITIES_BYTES, RegisterRequest, TunnelFound,
+    },
     clock,
     coordinator::{
         audit::{Event, Kind, Origin},
-        io::shared::Shared,
+        io::{shared::Shared, tunnels::Look},
         registry::NodeKey,
     },
 };
@@ -33,10 +35,12 @@ pub async fn register(
         return Err(Problem::bad_request("bad_services", "the services differ from those in the signed record"));
     }
     let (trust, sequence) = (shared.trust.current(), opened.payload.sequence);
+    let tunnel_url = opened.payload.tunnel_url.clone();
     let introductions =
         shared.registry().handle_register(&trust, &by, opened, body.capabilities, body.dht_port, now)?;
+    let tunnel = tunnel(&shared, &by, tunnel_url.as_ref(), now);
     let copied = copied(&shared, &by, body.instance, source, sequence, now).await;
-    Ok(Json(HeartbeatResponse { copied, ..answer(&shared, &by, introductions, body.revocation_number) }))
+    Ok(Json(HeartbeatResponse { copied, tunnel, ..answer(&shared, &by, introductions, body.revocation_number) }))
 }
 
 /// `POST /api/worker/heartbeat`
@@ -48,10 +52,11 @@ pub async fn heartbeat(
 ) -> Result<Json<HeartbeatResponse>, Problem> {
     let by = caller.member()?;
     let (opened, now) = open(&shared, &by, source, &body.record).await?;
-    let sequence = opened.payload.sequence;
+    let (sequence, tunnel_url) = (opened.payload.sequence, opened.payload.tunnel_url.clone());
     let introductions = shared.registry().handle_heartbeat(&shared.trust.current(), &by, opened, now)?;
+    let tunnel = tunnel(&shared, &by, tunnel_url.as_ref(), now);
     let copied = copied(&shared, &by, body.instance, source, sequence, now).await;
-    Ok(Json(HeartbeatResponse { copied, ..answer(&shared, &by, introductions, body.revocation_number) }))
+    Ok(Json(HeartbeatResponse { copied, tunnel, ..answer(&shared, &by, introductions, body.revocation_number) }))
 }
 
 /// `DELETE /api/worker/unregister/{id}`
@@ -117,6 +122,21 @@ async fn copied(
     heard.copied
 }
 
+/// What is known of the member's tunnel URL; has it looked at if it is time to.
+fn tunnel(shared: &Shared, by: &Verified, url: Option<&TunnelUrl>, now: UnixTime) -> Option<TunnelFound> {
+    if !shared.config.check_tunnels {
+        return None;
+    }
+    let mut tunnels = shared.tunnels();
+    if tunnels.handle_heartbeat(by.id(), url, now)
+        && let Some(url) = url
+        && shared.looks.try_send(Look { member: by.id(), name: by.name().clone(), url: url.clone() }).is_err()
+    {
+        tunnels.on_not_looked(by.id(), now);
+    }
+    tunnels.found(&by.id()).cloned()
+}
+
 fn answer(
     shared: &Shared,
     by: &Verified,
@@ -139,6 +159,7 @@ fn answer(
         interval_secs: shared.config.heartbeat_interval.as_secs(),
         register: !shared.registry().is_registered(by.id()),
         copied: None,
+        tunnel: None,
         send_revocations: revocation_number > number,
     }
 }
