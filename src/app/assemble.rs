@@ -64,8 +64,9 @@ pub async fn start(
     // What can fail here must not cost a join token, which is good for one join.
     let (reach, place) = survey(config).await?;
     let carries_packets = reach.picked == Picked::Tun;
-    let api = Bound::to("local API", config.api.listen, None)?;
-    let ingress = config.api.ingress.map(|address| Bound::to("ingress", address, None)).transpose()?;
+    let shared_port = Bound::is_port_shared(config);
+    let api = Bound::to("local API", config.api.listen, None, shared_port)?;
+    let ingress = config.api.ingress.map(|address| Bound::to("ingress", address, None, false)).transpose()?;
     let (audience, telling) = Telling::open(config, &config.name).await?;
     let (member, session) = membership::io::load_or_join(&settings, rng).await.map_err(not_joined)?;
     let own = member.verified.clone();
@@ -155,7 +156,7 @@ pub async fn start(
     let overlay_api = match overlay.is_some() {
         true => {
             let address = SocketAddr::new(own.address().0, config.api.overlay_port);
-            Some(Bound::to("overlay API", address, Some(&config.overlay.interface))?)
+            Some(Bound::to("overlay API", address, Some(&config.overlay.interface), shared_port)?)
         }
         false => None,
     };
@@ -275,20 +276,33 @@ struct Bound {
 }
 
 impl Bound {
+    /// Whether the local API is wanted on every address, with the port that other nodes use on the overlay's.
+    fn is_port_shared(config: &Config) -> bool {
+        config.api.listen.ip().is_unspecified() && config.api.listen.port() == config.api.overlay_port
+    }
+
     /// Takes an address; with a `device`, for what arrives through that alone. Linux takes a packet for any of its
     /// addresses on any interface: without this a neighbour in the underlay who sends us packets for our overlay address
     /// would be connected.
-    fn to(name: &'static str, address: SocketAddr, device: Option<&str>) -> Result<Bound, Failure> {
-        let bind = || {
+    ///
+    /// One that is `shared` leaves room for a listener of ours with the same port on one address and device: the kernel
+    /// gives that one what is for it.
+    fn to(name: &'static str, address: SocketAddr, device: Option<&str>, shared: bool) -> Result<Bound, Failure> {
+        let bind = |shared: bool| {
             let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
             socket.set_reuseaddr(true)?;
+            socket.set_reuseport(shared)?;
             if let Some(device) = device {
                 socket.bind_device(Some(device.as_bytes()))?;
             }
             socket.bind(address)?;
             Ok(socket)
         };
-        let socket = bind().map_err(|error| in_use(name, address, error))?;
+        // Nobody else's: another agent of this user would share as well.
+        if shared && device.is_none() {
+            bind(false).map_err(|error| in_use(name, address, error))?;
+        }
+        let socket = bind(shared).map_err(|error| in_use(name, address, error))?;
         Ok(Bound { name, address, socket })
     }
 

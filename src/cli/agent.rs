@@ -60,9 +60,9 @@ pub async fn run(args: &Args) -> Result<(), Failure> {
 }
 
 impl Where {
-    /// The agent of a configuration file; none: of the usual one.
-    pub fn of(config: Option<PathBuf>) -> Where {
-        Where { config, state_dir: None }
+    /// The agent that these name; none: the usual one.
+    pub fn of(config: Option<PathBuf>, state_dir: Option<PathBuf>) -> Where {
+        Where { config, state_dir }
     }
 
     /// The state directory of the agent that is meant.

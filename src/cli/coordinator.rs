@@ -55,9 +55,9 @@ pub async fn run(args: &Args) -> Result<(), Failure> {
 }
 
 impl Where {
-    /// The coordinator of a configuration file; none: of the usual one.
-    pub fn of(config: Option<PathBuf>) -> Where {
-        Where { config, data_dir: None }
+    /// The coordinator that these name; none: the usual one.
+    pub fn of(config: Option<PathBuf>, data_dir: Option<PathBuf>) -> Where {
+        Where { config, data_dir }
     }
 
     /// The operator's socket of the coordinator that is meant.

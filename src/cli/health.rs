@@ -1,6 +1,9 @@
 //! `wiremesh health`: whether this machine's agent or coordinator is ready, as an exit code for whatever watches it.
 
-use std::{io::Write, path::Path};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use super::{agent, coordinator, failure::Failure, socket};
 
@@ -14,14 +17,20 @@ pub struct Args {
     coordinator: bool,
     /// The agent's or coordinator's configuration file [default: as theirs, in /etc/wiremesh]
     #[arg(long, value_name = "FILE")]
-    config: Option<std::path::PathBuf>,
+    config: Option<PathBuf>,
+    /// Where the agent keeps its keys and state [default: /var/lib/wiremesh]
+    #[arg(long, value_name = "DIR", conflicts_with = "coordinator")]
+    state_dir: Option<PathBuf>,
+    /// Where the coordinator keeps its authority and database [default: /var/lib/wiremesh-coordinator]
+    #[arg(long, value_name = "DIR", requires = "coordinator")]
+    data_dir: Option<PathBuf>,
 }
 
 /// Asks it.
 pub async fn run(args: &Args, out: &mut impl Write) -> Result<(), Failure> {
     let (socket, path) = match args.coordinator {
-        true => (coordinator::Where::of(args.config.clone()).socket()?, "/health"),
-        false => (agent::Where::of(args.config.clone()).socket()?, "/health/ready"),
+        true => (coordinator::Where::of(args.config.clone(), args.data_dir.clone()).socket()?, "/health"),
+        false => (agent::Where::of(args.config.clone(), args.state_dir.clone()).socket()?, "/health/ready"),
     };
     ask(&socket, path).await?;
     writeln!(out, "ready")?;

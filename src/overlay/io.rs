@@ -59,6 +59,9 @@ const ASIDES_AT_ONCE: usize = 32;
 /// When nothing is due the loop still looks around this often.
 const IDLE: Duration = Duration::from_secs(3600);
 
+/// A netlink socket that nobody holds is closed at once; who waits for it does not wait for ever.
+const NETLINK_ENDS_WITHIN: Duration = Duration::from_secs(1);
+
 /// What the operator and the certificate say about the overlay.
 #[derive(Clone)]
 pub struct Settings {
@@ -101,7 +104,9 @@ pub async fn survey(own: &str, surroundings: &Surroundings) -> anyhow::Result<Su
     let tasks = Tasks::new();
     let links = Links::open(&tasks).context("opening netlink")?;
     let interfaces = links.interfaces().await.context("listing network interfaces");
-    tasks.stop();
+    // The socket ends with its last handle.
+    drop(links);
+    tasks.drain(NETLINK_ENDS_WITHIN).await;
     Ok(endpoints::survey(&interfaces?, own, surroundings))
 }
 

@@ -102,7 +102,7 @@ fn args(coordinator: &Path, out: &Path, ensure: bool) -> CreateArgs {
         out: Some(out.to_owned()),
         ensure,
         json: false,
-        at: Where::of(Some(coordinator.to_owned())),
+        at: Where::of(Some(coordinator.to_owned()), None),
     }
 }
 
