@@ -25,9 +25,14 @@ pub const ENVIRONMENT_PREFIX: &str = "WIREMESH_";
 /// Deeper keys than this are nobody's.
 const MAX_DEPTH: usize = 16;
 
+/// What is shown of where an option was given: the name of a variable, a file.
+const MAX_ORIGIN_BYTES: usize = 100;
+/// What is shown of the option's own name.
+const MAX_PATH_BYTES: usize = 80;
+
 /// A configuration that cannot be used. Says which option, where it was given, and what is wrong with it.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{}{}{what}", .origin.as_ref().map(|origin| format!("{}: ", words::few(origin))).unwrap_or_default(), at(.path))]
+#[error("{}{}{what}", .origin.as_ref().map(|origin| format!("{}: ", words::fewer(origin, MAX_ORIGIN_BYTES))).unwrap_or_default(), at(.path))]
 pub struct BadSettings {
     path: Vec<String>,
     origin: Option<String>,
@@ -42,7 +47,7 @@ impl BadSettings {
 }
 
 fn at(path: &[String]) -> String {
-    if path.is_empty() { String::new() } else { format!("`{}`: ", words::few(path.join("."))) }
+    if path.is_empty() { String::new() } else { format!("`{}`: ", words::fewer(path.join("."), MAX_PATH_BYTES)) }
 }
 
 /// Options as given so far. Later layers win, key by key; lists are replaced whole.

@@ -7,14 +7,19 @@ pub const MAX_WORDS_BYTES: usize = 300;
 
 /// The beginning of `words`, fit to be shown.
 pub fn few(words: impl fmt::Display) -> String {
+    fewer(words, MAX_WORDS_BYTES)
+}
+
+/// The same of words that share their line with others: at most `bytes` of them.
+pub fn fewer(words: impl fmt::Display, bytes: usize) -> String {
     let text = words.to_string();
-    let mut shown = String::with_capacity(text.len().min(MAX_WORDS_BYTES + 8));
-    for c in text.chars() {
-        if shown.len() + c.len_utf8() > MAX_WORDS_BYTES {
+    let mut shown = String::with_capacity(text.len().min(bytes + 8));
+    for c in text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }) {
+        if shown.len() + c.len_utf8() > bytes {
             shown.push('…');
             break;
         }
-        shown.push(if c.is_control() { char::REPLACEMENT_CHARACTER } else { c });
+        shown.push(c);
     }
     shown
 }
@@ -32,5 +37,6 @@ mod tests {
     fn a_megabyte_is_cut_and_nothing_moves_the_cursor() {
         assert_eq!(few("ü".repeat(1 << 20)).chars().count(), MAX_WORDS_BYTES / 2 + 1);
         assert_eq!(few("a\u{1b}[2Jb\n"), "a\u{fffd}[2Jb\u{fffd}");
+        assert!(few("\0".repeat(MAX_WORDS_BYTES)).len() <= MAX_WORDS_BYTES + '…'.len_utf8());
     }
 }

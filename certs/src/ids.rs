@@ -35,10 +35,18 @@ pub struct BadIdentifier {
     pub expected: &'static str,
 }
 
+/// What is shown of a text that is no identifier, as it is shown: with escapes.
+const MAX_SHOWN_BYTES: usize = 240;
+
 impl BadIdentifier {
     /// Long input is cut: an error message is no place for a megabyte.
-    fn new(text: &str, expected: &'static str) -> BadIdentifier {
-        BadIdentifier { text: text.chars().take(80).collect(), expected }
+    pub(crate) fn new(text: &str, expected: &'static str) -> BadIdentifier {
+        let mut shown = 0;
+        let fits = |c: &char| {
+            shown += c.escape_debug().map(char::len_utf8).sum::<usize>();
+            shown <= MAX_SHOWN_BYTES
+        };
+        BadIdentifier { text: text.chars().take(80).take_while(fits).collect(), expected }
     }
 }
 

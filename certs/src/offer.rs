@@ -33,9 +33,8 @@ impl FromStr for ModelTag {
 
     fn from_str(text: &str) -> Result<ModelTag, BadIdentifier> {
         let mut tag = [0; 8];
-        hex::decode_to_slice(text, &mut tag).map_err(|_| BadIdentifier {
-            text: text.chars().take(80).collect(),
-            expected: "16 hexadecimal digits, the beginning of the SHA-256 of a model's name",
+        hex::decode_to_slice(text, &mut tag).map_err(|_| {
+            BadIdentifier::new(text, "16 hexadecimal digits, the beginning of the SHA-256 of a model's name")
         })?;
         Ok(ModelTag(tag))
     }

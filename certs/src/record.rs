@@ -224,10 +224,8 @@ impl FromStr for TunnelUrl {
     type Err = BadIdentifier;
 
     fn from_str(text: &str) -> Result<TunnelUrl, BadIdentifier> {
-        let bad = || BadIdentifier {
-            text: text.chars().take(80).collect(),
-            expected: "an http or https URL of at most 200 bytes without user, query or fragment",
-        };
+        let bad =
+            || BadIdentifier::new(text, "an http or https URL of at most 200 bytes without user, query or fragment");
         if text.len() > MAX_TUNNEL_URL_BYTES {
             return Err(bad());
         }

@@ -73,6 +73,10 @@ pub fn store(bytes: &[u8]) -> Verdict {
                 let stored = told(store.put(&key.to_bytes(), &value::encode([record]), &mut opener, trust, now));
                 for entry in stored.unwrap_or_default() {
                     taken = true;
+                    // A withdrawal of what is not there is taken, and not kept.
+                    if store::is_withdrawal(key, &entry) && !newest.contains_key(&(key.clone(), entry.id())) {
+                        continue;
+                    }
                     let sequence = newest.entry((key.clone(), entry.id())).or_insert(entry.sequence());
                     assert!(entry.sequence() >= *sequence, "an earlier record in the place of a later one");
                     *sequence = entry.sequence();

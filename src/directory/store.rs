@@ -175,7 +175,7 @@ pub fn check(key: &Key, entry: &Entry, trust: &Trust, now: UnixTime) -> Result<(
 }
 
 /// Whether this is its signer's word that it offers what `key` is about no longer.
-fn is_withdrawal(key: &Key, entry: &Entry) -> bool {
+pub(super) fn is_withdrawal(key: &Key, entry: &Entry) -> bool {
     matches!(key, Key::Offer { offer, .. } if !entry.record().claims(offer))
 }
 
