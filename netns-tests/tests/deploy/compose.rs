@@ -41,7 +41,7 @@ pub const SLIPS: &[Slip] = &[
     ),
     (ONE, "- worker-2:/var/lib/wiremesh\n", "- worker-1:/var/lib/wiremesh\n", "volume worker-2 is nobody's"),
     (ONE, "./compose/worker-1.toml", "./compose/worker-4.toml", "deploy/compose/worker-4.toml is not there"),
-    (ONE, "8000}:8080", "8000}:8081", "worker-1: nothing listens on 8081/tcp"),
+    (ONE, "8000}:8000", "8000}:8081", "worker-1: nothing listens on 8081/tcp"),
     (ONE, "stop_grace_period: 60s", "stop_grace_period: 30s", "has less than"),
     (ONE, "cap_add: [NET_ADMIN]", "cap_add: [NET_RAW]", "worker-1: no overlay without NET_ADMIN"),
     (ONE, "/dev/net/tun:/dev/net/tun", "/dev/null:/dev/net/tun", "worker-1: no overlay without /dev/net/tun"),
