@@ -24,4 +24,4 @@ mod network;
 pub use cut::{Cut, Traffic};
 pub use enter::{Entered, Refused, enter, on_signal, scratch, spawn};
 pub use namespace::Namespace;
-pub use network::{Network, Node};
+pub use network::{Network, Node, switch_loopback_on};

@@ -6,7 +6,10 @@ use anyhow::Context;
 use bytes::Bytes;
 use reqwest::{Client, Method, header::HeaderMap};
 use serde::de::DeserializeOwned;
-use wiremesh::{clock, sandbox::Node};
+use wiremesh::{
+    clock,
+    sandbox::{Namespace, Node},
+};
 
 /// A whole answer and how long it took.
 #[derive(Clone, Debug)]
@@ -69,7 +72,19 @@ pub fn fetch(
     body: &str,
     limit: Duration,
 ) -> anyhow::Result<Answer> {
-    node.block_on(|| async {
+    fetch_in(node.namespace(), method, url, headers, body, limit)
+}
+
+/// The same from any namespace.
+pub fn fetch_in(
+    namespace: &Namespace,
+    method: Method,
+    url: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+    limit: Duration,
+) -> anyhow::Result<Answer> {
+    namespace.block_on(|| async {
         let started = clock::now();
         let mut request = client()?.request(method, url).timeout(limit).body(body.to_owned());
         for (name, value) in headers {

@@ -112,7 +112,7 @@ impl Place {
     }
 }
 
-fn without_our_environment(command: &mut Command) {
+pub(crate) fn without_our_environment(command: &mut Command) {
     // Whatever the tests themselves run in, the lab's nodes are machines of one site.
     command.env("container", "lab");
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"WIREMESH_")) {
@@ -131,7 +131,7 @@ pub fn wiremesh_binary() -> anyhow::Result<PathBuf> {
 }
 
 /// A program in the folder that cargo builds into: tests are in `deps` under it, other programs in it.
-fn beside_the_tests(name: &str) -> anyhow::Result<PathBuf> {
+pub(crate) fn beside_the_tests(name: &str) -> anyhow::Result<PathBuf> {
     let this = std::env::current_exe()?;
     let folder = this.parent().context("a program is in a folder")?;
     let folder = if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder };

@@ -9,11 +9,13 @@
 //! A story reads as one, and needs no clean-up: what it started is gone with the sandbox, also when it fails.
 
 mod agent;
+pub mod containers;
 mod coordinator;
 mod datagrams;
 pub mod forge;
 mod http;
 mod lab;
+mod load;
 mod process;
 mod refused;
 mod requests;
@@ -27,8 +29,9 @@ mod wire;
 pub use agent::Agent;
 pub use coordinator::{Coordinator, TokenOptions};
 pub use datagrams::datagrams_pass;
-pub use http::{Answer, client, fetch};
+pub use http::{Answer, client, fetch, fetch_in};
 pub use lab::{Lab, wiremesh_binary};
+pub use load::{Load, Outcome};
 pub use process::Process;
 pub use refused::Refused;
 pub use requests::requests_pass;

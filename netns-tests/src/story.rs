@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{Read, Seek},
+    io::{Read, Seek, Write},
     panic::AssertUnwindSafe,
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
@@ -19,6 +19,10 @@ use crate::Lab;
 const LIMIT: Duration = Duration::from_secs(120);
 /// What the story has after its limit to print its logs, before it is killed from outside.
 const LAST_WORDS: Duration = Duration::from_secs(10);
+/// What a line begins with that is shown also when the story succeeds.
+pub(crate) const SAID_ALOUD: &str = "→ ";
+/// Where an engine keeps everything that is its own, on the scratch: containers' logs are kept by their names elsewhere.
+pub(crate) const ENGINE_FOLDER: &str = "engine";
 /// How much of each log a failed story prints: how it began, and how it ended.
 const LOG_HEAD_LINES: usize = 40;
 const LOG_TAIL_LINES: usize = 60;
@@ -29,12 +33,17 @@ pub fn story<F: FnOnce(&mut Lab) -> anyhow::Result<()>>(tell: F) {
 }
 
 /// A story that may take as long as `limit`.
-#[expect(clippy::panic, reason = "this is how a test fails")]
 pub fn story_within<F: FnOnce(&mut Lab) -> anyhow::Result<()>>(limit: Duration, tell: F) {
+    story_named(&name_of::<F>(), limit, |scratch| tell(&mut Lab::new(scratch)?));
+}
+
+/// The story of the test `name`, which makes for itself what it needs.
+#[expect(clippy::panic, reason = "this is how a test fails")]
+pub(crate) fn story_named(name: &str, limit: Duration, tell: impl FnOnce(&Path) -> anyhow::Result<()>) {
     match sandbox::scratch() {
         Some(scratch) => inside(&scratch, limit, tell),
         None => {
-            if let Err(error) = outside(&name_of::<F>(), limit) {
+            if let Err(error) = outside(name, limit) {
                 panic!("{error:#}");
             }
         }
@@ -55,7 +64,7 @@ pub fn eventually<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> anyho
     }
 }
 
-fn inside<F: FnOnce(&mut Lab) -> anyhow::Result<()>>(scratch: &Path, limit: Duration, tell: F) {
+fn inside(scratch: &Path, limit: Duration, tell: impl FnOnce(&Path) -> anyhow::Result<()>) {
     let logs = scratch.to_owned();
     thread::spawn(move || {
         thread::sleep(limit);
@@ -64,7 +73,7 @@ fn inside<F: FnOnce(&mut Lab) -> anyhow::Result<()>>(scratch: &Path, limit: Dura
         std::process::exit(124);
     });
 
-    let told = std::panic::catch_unwind(AssertUnwindSafe(|| tell(&mut Lab::new(scratch)?)));
+    let told = std::panic::catch_unwind(AssertUnwindSafe(|| tell(scratch)));
 
     match told {
         Ok(Ok(())) => {}
@@ -96,6 +105,10 @@ fn outside(name: &str, limit: Duration) -> anyhow::Result<()> {
 
     let text = read_all(&mut output)?;
     println!("{text}");
+    for line in text.lines().filter(|line| line.starts_with(SAID_ALOUD)) {
+        // Not by a macro: the test runner would keep it to itself unless the test fails.
+        let _ = writeln!(std::io::stderr(), "{line}");
+    }
     match ended {
         Some(status) if status.success() && text.contains("1 passed") => Ok(()),
         Some(status) if status.success() => anyhow::bail!("no test is called {name}"),
@@ -133,7 +146,9 @@ fn print_logs(folder: &Path) {
     paths.sort();
     for path in paths {
         if path.is_dir() {
-            print_logs(&path);
+            if !path.ends_with(ENGINE_FOLDER) {
+                print_logs(&path);
+            }
         } else if path.extension().is_some_and(|extension| extension == "log") {
             let log = fs::read(&path).unwrap_or_default();
             let log = String::from_utf8_lossy(&log);
@@ -151,7 +166,7 @@ fn print_logs(folder: &Path) {
 }
 
 /// The test that a closure stands in: `file::a_test::{{closure}}` is in `a_test`.
-fn name_of<F>() -> String {
+pub(crate) fn name_of<F>() -> String {
     let path = std::any::type_name::<F>();
     let path = path.split_once("::").map_or(path, |(_, rest)| rest);
     path.trim_end_matches("::{{closure}}").to_owned()

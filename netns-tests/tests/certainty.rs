@@ -5,30 +5,16 @@ use std::{
     collections::BTreeMap,
     io::{Read, Write},
     os::unix::net::UnixStream,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
     time::Duration,
 };
 
 use anyhow::Context;
-use futures::{StreamExt, stream};
-use netns_tests::{Agent, Lab, Traffic, client, eventually, story};
+use netns_tests::{Agent, Lab, Load, Outcome, Traffic, eventually, story};
 use nix::sys::signal::Signal;
 
-const AT_ONCE: usize = 16;
 /// So many are answered before something happens, and after it.
-const BEFORE: usize = 200;
-const AFTER: usize = 200;
-
-/// How one request ended, as its sender saw it.
-struct Outcome {
-    id: String,
-    /// None: no answer at all.
-    status: Option<u16>,
-    executed: String,
-    /// Whether the answer came to its end; one that did not is seen to be broken.
-    whole: bool,
-}
+const AROUND: usize = 200;
 
 #[test]
 fn none_is_executed_twice_while_the_agent_of_their_worker_is_killed() {
@@ -41,7 +27,7 @@ fn none_is_executed_twice_while_the_agent_of_their_worker_is_killed() {
         })?;
 
         let lost = check(&outcomes, &workers)?;
-        assert!(lost <= AT_ONCE, "{lost} of {} were lost", outcomes.len());
+        assert!(lost <= Load::AT_ONCE, "{lost} of {} were lost", outcomes.len());
         Ok(())
     });
 }
@@ -61,7 +47,7 @@ fn none_is_executed_twice_while_the_agent_of_their_worker_stands_still_and_goes_
         // What it had been sent is executed late or not at all, and nobody else did it in between.
         eventually("it answers again", Duration::from_secs(20), || workers[0].get("/health/live")?.expect_ok())?;
         let lost = check(&outcomes, &workers)?;
-        assert!(lost <= 2 * AT_ONCE, "{lost} of {} were lost", outcomes.len());
+        assert!(lost <= 2 * Load::AT_ONCE, "{lost} of {} were lost", outcomes.len());
         Ok(())
     });
 }
@@ -140,50 +126,13 @@ fn mesh(lab: &mut Lab) -> anyhow::Result<(Agent, [Agent; 2])> {
     Ok((caller, workers))
 }
 
-/// Sends POSTs to `path` until `happens` has happened and as many again were answered.
+/// Sends POSTs to `path` until `happens` has happened and more were answered.
 fn send_while(
     caller: &Agent,
     path: &str,
     happens: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<Vec<Outcome>> {
-    let (answered, enough) = (AtomicUsize::new(0), AtomicBool::new(false));
-    thread::scope(|scope| {
-        let sending = scope.spawn(|| caller.node.block_on(|| send_all(path, &answered, &enough)));
-        let wait_for = |number| {
-            while answered.load(Ordering::Relaxed) < number && !sending.is_finished() {
-                thread::sleep(Duration::from_millis(1));
-            }
-        };
-        wait_for(BEFORE);
-        let happened = happens();
-        wait_for(answered.load(Ordering::Relaxed) + AFTER);
-        enough.store(true, Ordering::Relaxed);
-        let outcomes = sending.join().map_err(|_| anyhow::anyhow!("the sender panicked"))?;
-        happened?;
-        outcomes
-    })
-}
-
-async fn send_all(path: &str, answered: &AtomicUsize, enough: &AtomicBool) -> anyhow::Result<Vec<Outcome>> {
-    let client = client()?;
-    let url = format!("http://127.0.0.1:8000{path}");
-    let requests = (0..).take_while(|_| !enough.load(Ordering::Relaxed)).map(|number| {
-        let (client, url) = (client.clone(), &url);
-        async move {
-            let id = format!("request-{number}");
-            let request = client.post(url).header("x-lab-request", &id).timeout(Duration::from_secs(60));
-            let mut outcome = Outcome { id, status: None, executed: String::new(), whole: false };
-            if let Ok(response) = request.body("x".repeat(1 + number * 37 % 20_000)).send().await {
-                let executed = response.headers().get("x-wiremesh-executed").map_or(b"".as_slice(), |v| v.as_bytes());
-                outcome.executed = String::from_utf8_lossy(executed).into_owned();
-                outcome.status = Some(response.status().as_u16());
-                outcome.whole = response.bytes().await.is_ok();
-            }
-            answered.fetch_add(1, Ordering::Relaxed);
-            outcome
-        }
-    });
-    Ok(stream::iter(requests).buffer_unordered(AT_ONCE).collect().await)
+    Load { paths: &[path], around: AROUND }.send_while(caller.node.namespace(), happens)
 }
 
 /// Compares what the callers were told with what was executed; how many were not answered by a worker.
@@ -194,19 +143,8 @@ fn check(outcomes: &[Outcome], workers: &[Agent]) -> anyhow::Result<usize> {
             *executions.entry(id).or_insert(0) += times;
         }
     }
-    for outcome in outcomes {
-        let times = executions.get(&outcome.id).copied().unwrap_or(0);
-        assert!(times <= 1, "{} was executed {times} times", outcome.id);
-        match (outcome.status, outcome.executed.as_str()) {
-            (None, _) => panic!("{} was never answered", outcome.id),
-            // Its client knows that something came of it.
-            (Some(_), _) if !outcome.whole => {}
-            (Some(200), _) => assert_eq!(times, 1, "{} was answered and not executed", outcome.id),
-            (_, "no") => assert_eq!(times, 0, "{} was executed against its answer", outcome.id),
-            (_, executed) => assert_eq!(executed, "unknown", "{}", outcome.id),
-        }
-    }
-    Ok(outcomes.iter().filter(|outcome| outcome.status != Some(200) || !outcome.whole).count())
+    Outcome::compare(outcomes, &executions)?;
+    Ok(outcomes.iter().filter(|outcome| !outcome.is_well()).count())
 }
 
 /// What an agent says on its socket.

@@ -42,6 +42,13 @@ impl Namespace {
         Ok(Namespace { name: name.to_owned(), descriptor })
     }
 
+    /// The one that a process is in, by its number as this program sees it.
+    pub fn of_process(name: &str, pid: i32) -> anyhow::Result<Namespace> {
+        let path = format!("/proc/{pid}/ns/net");
+        let descriptor = File::open(&path).with_context(|| format!("opening {path}, the network of {name}"))?.into();
+        Ok(Namespace { name: name.to_owned(), descriptor })
+    }
+
     /// What it is called in messages.
     pub fn name(&self) -> &str {
         &self.name

@@ -39,8 +39,11 @@ pub(super) const CABLE: &str = "eth0";
 #[derive(Debug)]
 pub struct Network {
     switch: Arc<Namespace>,
+    bridge: String,
     range: IpNet,
     nodes: u8,
+    /// The machine that the bridge is on has the first address, and is the way to all others.
+    gateway: Option<IpAddr>,
 }
 
 /// One machine of the network.
@@ -64,45 +67,92 @@ impl Network {
     }
 
     fn of(range: IpNet) -> anyhow::Result<Network> {
-        let switch = Namespace::new(BRIDGE)?;
-        switch.netlink("making a bridge", |handle| async move {
-            handle.link().add(LinkBridge::new(BRIDGE).up().build()).execute().await
+        Network::made(Arc::new(Namespace::new(BRIDGE)?), BRIDGE, range, None)
+    }
+
+    /// A bridge on a machine that is there, which has the first address of `range`: the way an engine of containers does it.
+    pub fn bridge(machine: &Arc<Namespace>, bridge: &str, range: Ipv4Net) -> anyhow::Result<Network> {
+        let gateway = IpAddr::from(Ipv4Addr::from_bits(range.network().to_bits() | 1));
+        let mut network = Network::made(machine.clone(), bridge, range.into(), Some(gateway))?;
+        network.nodes = 1;
+        machine.netlink("giving a bridge its address", async |handle| {
+            let index = index_of(&handle, bridge).await?;
+            add_address(&handle, index, gateway, range.prefix_len()).await
         })?;
-        Ok(Network { switch: Arc::new(switch), range, nodes: 0 })
+        Ok(network)
+    }
+
+    fn made(switch: Arc<Namespace>, bridge: &str, range: IpNet, gateway: Option<IpAddr>) -> anyhow::Result<Network> {
+        switch.netlink("making a bridge", async |handle| {
+            let mut link = LinkBridge::new(bridge).up();
+            if let Some(IpAddr::V4(gateway)) = gateway {
+                // Else it takes that of a cable, and another when that one is taken out: neighbours would not know.
+                link = link.address([&[0x02, 0x42][..], &gateway.octets()].concat());
+            }
+            handle.link().add(link.build()).execute().await
+        })?;
+        Ok(Network { switch, bridge: bridge.to_owned(), range, nodes: 0, gateway })
     }
 
     /// One more node, with a cable to the switch and the next free address.
     pub fn add(&mut self, name: &str) -> anyhow::Result<Node> {
         anyhow::ensure!(self.nodes < MAX_NODES, "a switch has {MAX_NODES} ports");
-        self.nodes += 1;
-        let number = self.nodes;
-        let namespace = Namespace::new(name)?;
-        let port = format!("port{number}");
-        let plug = format!("plug{number}");
-        let address: IpAddr = match self.range {
+        let number = self.nodes + 1;
+        let address = match self.range {
             IpNet::V4(range) => Ipv4Addr::from_bits(range.addr().to_bits() | u32::from(number)).into(),
             IpNet::V6(range) => Ipv6Addr::from_bits(range.addr().to_bits() | u128::from(number)).into(),
         };
+        self.add_at(name, address)
+    }
 
+    /// One more node, with a cable to the switch and this address.
+    pub fn add_at(&mut self, name: &str, address: IpAddr) -> anyhow::Result<Node> {
+        let namespace = Namespace::new(name)?;
+        let port = self.connect(&namespace, address)?;
+        switch_loopback_on(&namespace, &[])?;
+        namespace.netlink("preparing for cuts", async |handle| prepare_for_cuts(&handle, &self.range).await)?;
+        Ok(Node { namespace: Arc::new(namespace), switch: self.switch.clone(), port, address })
+    }
+
+    /// Takes a node's cable away, with the interface at its end.
+    pub fn take_out(&self, node: &Node) -> anyhow::Result<()> {
+        self.switch.netlink("taking a cable away", async |handle| {
+            let port = index_of(&handle, &node.port).await?;
+            handle.link().del(port).execute().await
+        })
+    }
+
+    /// Gives a node that was taken out another cable and this address.
+    pub fn put_back(&mut self, node: &mut Node, address: IpAddr) -> anyhow::Result<()> {
+        node.port = self.connect(&node.namespace, address)?;
+        node.address = address;
+        Ok(())
+    }
+
+    /// Lays a cable into a namespace. Its port.
+    fn connect(&mut self, namespace: &Namespace, address: IpAddr) -> anyhow::Result<String> {
+        self.nodes += 1;
+        let port = format!("{}{}", self.bridge, self.nodes);
+        let plug = format!("{port}x");
         let descriptor = namespace.as_fd().as_raw_fd();
         self.switch.netlink("plugging in a cable", async |handle| {
             handle.link().add(LinkVeth::new(&port, &plug).build()).execute().await?;
-            let bridge = index_of(&handle, BRIDGE).await?;
+            let bridge = index_of(&handle, &self.bridge).await?;
             let near = index_of(&handle, &port).await?;
             let far = index_of(&handle, &plug).await?;
             set(&handle, LinkUnspec::new_with_index(near).controller(bridge).up()).await?;
             set(&handle, LinkUnspec::new_with_index(far).setns_by_fd(descriptor)).await
         })?;
-        namespace.netlink("configuring the interfaces", async |handle| {
-            let lo = index_of(&handle, "lo").await?;
+        namespace.netlink("configuring a cable", async |handle| {
             let cable = index_of(&handle, &plug).await?;
-            set(&handle, LinkUnspec::new_with_index(lo).up()).await?;
             set(&handle, LinkUnspec::new_with_index(cable).name(CABLE)).await?;
             add_address(&handle, cable, address, self.range.prefix_len()).await?;
-            set(&handle, LinkUnspec::new_with_index(cable).up()).await?;
-            prepare_for_cuts(&handle, &self.range).await
+            set(&handle, LinkUnspec::new_with_index(cable).up()).await
         })?;
-        Ok(Node { namespace: Arc::new(namespace), switch: self.switch.clone(), port, address })
+        if let Some(gateway) = self.gateway {
+            route(namespace, anywhere(gateway), gateway)?;
+        }
+        Ok(port)
     }
 
     /// Drops `traffic` between the two, both ways, without a word to either.
@@ -125,6 +175,11 @@ impl Node {
     /// The namespace it lives in.
     pub fn namespace(&self) -> &Namespace {
         &self.namespace
+    }
+
+    /// The same for keeping.
+    pub fn shared_namespace(&self) -> Arc<Namespace> {
+        self.namespace.clone()
     }
 
     /// A program that will run on it.
@@ -234,11 +289,7 @@ impl Node {
 
     /// Sends what is for `to` to `gateway`.
     pub fn route(&self, to: IpNet, gateway: IpAddr) -> anyhow::Result<()> {
-        let route = RouteMessageBuilder::<IpAddr>::new()
-            .destination_prefix(to.network(), to.prefix_len())?
-            .gateway(gateway)?
-            .build();
-        self.namespace.netlink("setting a route", async |handle| handle.route().add(route).execute().await)
+        route(&self.namespace, to, gateway)
     }
 
     /// Sends what is for the neighbour `to` in pieces of at most `mtu`, also what it passes on for others.
@@ -256,6 +307,25 @@ impl Node {
     pub fn has_interface(&self, name: &str) -> anyhow::Result<bool> {
         self.run(|| nix::net::if_::if_nametoindex(name).is_ok())
     }
+}
+
+/// Makes a namespace a machine that can talk to itself, with more addresses that are its own and on no cable.
+pub fn switch_loopback_on(machine: &Namespace, more: &[IpAddr]) -> anyhow::Result<()> {
+    machine.netlink("configuring the loopback", async |handle| {
+        let lo = index_of(&handle, "lo").await?;
+        for address in more {
+            add_address(&handle, lo, *address, IpNet::from(*address).max_prefix_len()).await?;
+        }
+        set(&handle, LinkUnspec::new_with_index(lo).up()).await
+    })
+}
+
+fn route(machine: &Namespace, to: IpNet, gateway: IpAddr) -> anyhow::Result<()> {
+    let route = RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(to.network(), to.prefix_len())?
+        .gateway(gateway)?
+        .build();
+    machine.netlink("setting a route", async |handle| handle.route().add(route).execute().await)
 }
 
 /// Every address of this one's family.

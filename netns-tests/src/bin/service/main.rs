@@ -22,7 +22,10 @@ mod speaks;
 use std::{
     collections::{BTreeMap, HashMap},
     convert::Infallible,
+    fs::{File, OpenOptions},
+    io::Write,
     net::SocketAddr,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -64,6 +67,10 @@ struct Arguments {
     /// What it says that it is.
     #[arg(long)]
     speaks: Option<speaks::Kind>,
+    /// A file that gets a line with the `x-lab-request` of each request before it is executed: it survives whatever happens
+    /// to us.
+    #[arg(long)]
+    journal: Option<PathBuf>,
 }
 
 /// Who this is and what it did.
@@ -72,6 +79,7 @@ struct Server {
     service: String,
     models: Vec<String>,
     executed: Mutex<BTreeMap<String, u64>>,
+    journal: Option<File>,
 }
 
 impl Server {
@@ -85,8 +93,9 @@ type Parameters = Query<HashMap<String, u64>>;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
-    let Arguments { listen, who, service, models, speaks } = Arguments::parse();
-    let server = Arc::new(Server { who, service, models, executed: Mutex::new(BTreeMap::new()) });
+    let Arguments { listen, who, service, models, speaks, journal } = Arguments::parse();
+    let journal = journal.map(|path| OpenOptions::new().create(true).append(true).open(path)).transpose()?;
+    let server = Arc::new(Server { who, service, models, executed: Mutex::new(BTreeMap::new()), journal });
     let counted = Router::new()
         .route("/echo", any(async |body: Body| body))
         .route("/upload", any(upload))
@@ -113,6 +122,11 @@ async fn main() -> anyhow::Result<()> {
 
 async fn count(State(server): State<Arc<Server>>, request: Request, next: Next) -> Response {
     let id = request.headers().get("x-lab-request").and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
+    if let Some(mut journal) = server.journal.as_ref()
+        && let Err(error) = journal.write_all(format!("{id}\n").as_bytes())
+    {
+        eprintln!("an execution is not in the journal: {error}");
+    }
     *server.executed.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default() += 1;
     next.run(request).await
 }
