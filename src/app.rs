@@ -66,7 +66,14 @@ pub async fn run(config: Config) -> Result<(), Failure> {
 async fn once(config: &Config, kept: &mut Kept, signals: &mut Signals, started_at: Instant) -> Result<Ended, Failure> {
     let (tasks, ground) = (Tasks::new(), Tasks::new());
     let agent = tokio::select! {
-        started = assemble::start(config, kept, &tasks, &ground, started_at) => started?,
+        started = assemble::start(config, kept, &tasks, &ground, started_at) => match started {
+            Ok(agent) => agent,
+            Err(failure) => {
+                // What was begun ends as if it had been asked to.
+                _ = tasks.drain(STOP_LIMIT).await & ground.drain(STOP_LIMIT).await;
+                return Err(failure);
+            }
+        },
         // Joining waits for a coordinator for as long as it takes; being told to stop ends it.
         _ = signals.any() => return Ok(Ended::Asked),
     };

@@ -10,9 +10,9 @@ use std::io::IsTerminal;
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// What is logged unless `RUST_LOG` says otherwise. The libraries below us are silent about what they can handle; boringtun
-/// calls every handshake that was not answered an error.
-const DEFAULT_FILTER: &str =
-    "info,boringtun=off,libp2p_kad=warn,libp2p_swarm=warn,quinn=warn,sqlx=warn,netlink_packet_route=error";
+/// calls every handshake that was not answered an error, netlink_proto warns of changes that nobody waits for any more.
+const DEFAULT_FILTER: &str = "info,boringtun=off,libp2p_kad=warn,libp2p_swarm=warn,quinn=warn,sqlx=warn,\
+    netlink_packet_route=error,netlink_proto=error";
 
 /// Starts logging. Once per process.
 pub fn start() {

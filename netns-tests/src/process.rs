@@ -16,8 +16,8 @@ use nix::{
 use wiremesh::clock;
 
 /// What the programs of a story log: much of ours, little of the libraries under it.
-pub(crate) const LOG_FILTER: &str =
-    "info,wiremesh=debug,libp2p_kad=warn,libp2p_swarm=warn,quinn=warn,sqlx=warn,netlink_packet_route=error";
+pub(crate) const LOG_FILTER: &str = "info,wiremesh=debug,libp2p_kad=warn,libp2p_swarm=warn,quinn=warn,sqlx=warn,\
+    netlink_packet_route=error,netlink_proto=error";
 
 /// One running program. Killed when dropped.
 #[derive(Debug)]

@@ -59,9 +59,6 @@ const ASIDES_AT_ONCE: usize = 32;
 /// When nothing is due the loop still looks around this often.
 const IDLE: Duration = Duration::from_secs(3600);
 
-/// A netlink socket that nobody holds is closed at once; who waits for it does not wait for ever.
-const NETLINK_ENDS_WITHIN: Duration = Duration::from_secs(1);
-
 /// What the operator and the certificate say about the overlay.
 #[derive(Clone)]
 pub struct Settings {
@@ -101,13 +98,8 @@ pub fn check(interface: &str, listen_port: u16) -> anyhow::Result<()> {
 
 /// Looks at the network interfaces, once. `own` is the overlay's own.
 pub async fn survey(own: &str, surroundings: &Surroundings) -> anyhow::Result<Survey> {
-    let tasks = Tasks::new();
-    let links = Links::open(&tasks).context("opening netlink")?;
-    let interfaces = links.interfaces().await.context("listing network interfaces");
-    // The socket ends with its last handle.
-    drop(links);
-    tasks.drain(NETLINK_ENDS_WITHIN).await;
-    Ok(endpoints::survey(&interfaces?, own, surroundings))
+    let interfaces = Links::look().await.context("listing network interfaces")?;
+    Ok(endpoints::survey(&interfaces, own, surroundings))
 }
 
 /// Makes the interface and starts carrying packets. The interface, its address and its routes are gone when the tasks

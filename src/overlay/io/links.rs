@@ -63,6 +63,16 @@ impl Links {
         Ok(Links { handle, changes })
     }
 
+    /// All interfaces as they are, for who wants to know once.
+    pub async fn look() -> anyhow::Result<Vec<Interface>> {
+        let (connection, handle, changes) = new_multicast_connection(&[])?;
+        let links = Links { handle, changes };
+        tokio::select! {
+            () = connection => anyhow::bail!("the netlink socket closed"),
+            interfaces = links.interfaces() => interfaces,
+        }
+    }
+
     /// All interfaces as they are.
     pub async fn interfaces(&self) -> anyhow::Result<Vec<Interface>> {
         let mut interfaces = BTreeMap::new();
