@@ -8,8 +8,8 @@ use netns_tests::{
 };
 use serde_json::json;
 
-/// So long a request may take whose way has just been lost.
-const DETOUR: Duration = Duration::from_secs(3);
+/// Long before this a client would have given up a request whose way has just been lost.
+const DETOUR: Duration = Duration::from_secs(15);
 /// So long until a way that is there again is used.
 const BACK: Duration = Duration::from_secs(30);
 

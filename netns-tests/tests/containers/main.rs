@@ -1,6 +1,6 @@
 //! A mesh in containers: on a Docker Engine of the tests' own, or on its twin. Each story says which.
 //!
-//! One program, because these stories mostly wait, and more of them at once than of others take no longer.
+//! One program, so that these stories are told after the others: an engine takes its share of the processors.
 
 mod bridges;
 mod compose;
