@@ -32,7 +32,7 @@ pub use datagrams::datagrams_pass;
 pub use http::{Answer, client, fetch, fetch_in};
 pub use lab::{Lab, wiremesh_binary};
 pub use load::{Load, Outcome};
-pub use process::Process;
+pub use process::{Process, children};
 pub use refused::Refused;
 pub use requests::requests_pass;
 pub use service::Service;

@@ -118,3 +118,14 @@ impl Drop for Process {
         let _ = self.child.wait();
     }
 }
+
+/// The processes that a process started, whichever of its threads it was.
+pub fn children(of: Pid) -> anyhow::Result<Vec<Pid>> {
+    let mut children = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{of}/task"))? {
+        // A thread may end while we look.
+        let text = fs::read_to_string(thread?.path().join("children")).unwrap_or_default();
+        children.extend(text.split_whitespace().map(str::parse::<i32>).collect::<Result<Vec<_>, _>>()?);
+    }
+    Ok(children.into_iter().map(Pid::from_raw).collect())
+}

@@ -3,7 +3,7 @@
 use std::{fs, os::unix::net::UnixDatagram, time::Duration};
 
 use anyhow::Context;
-use netns_tests::{Agent, eventually, story};
+use netns_tests::{Agent, children, eventually, story};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -111,15 +111,4 @@ fn descendants(of: Pid) -> anyhow::Result<Vec<(String, char)>> {
         found.extend(descendants(child)?);
     }
     Ok(found)
-}
-
-/// Whatever thread started them.
-fn children(of: Pid) -> anyhow::Result<Vec<Pid>> {
-    let mut children = Vec::new();
-    for thread in fs::read_dir(format!("/proc/{of}/task"))? {
-        // A thread may end while we look.
-        let text = fs::read_to_string(thread?.path().join("children")).unwrap_or_default();
-        children.extend(text.split_whitespace().map(str::parse::<i32>).collect::<Result<Vec<_>, _>>()?);
-    }
-    Ok(children.into_iter().map(Pid::from_raw).collect())
 }

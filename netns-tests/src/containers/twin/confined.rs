@@ -1,15 +1,12 @@
 //! A program that finds about what it would find in a container, and how to reach it with signals.
 
-use std::{fs, path::Path, process::Command};
+use std::{path::Path, process::Command};
 
 use anyhow::Context;
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::sys::signal::{Signal, kill};
 use wiremesh::sandbox::Namespace;
 
-use crate::{Process, containers::Container};
+use crate::{Process, children, containers::Container};
 
 /// What Docker leaves to root in a container.
 const CAPABILITIES: &[&str] = &[
@@ -90,15 +87,4 @@ pub fn signal_all(confined: &Process, signal: Signal) -> anyhow::Result<()> {
         to.extend(children(process)?);
     }
     Ok(())
-}
-
-/// Whatever thread started them.
-fn children(of: Pid) -> anyhow::Result<Vec<Pid>> {
-    let mut children = Vec::new();
-    for thread in fs::read_dir(format!("/proc/{of}/task"))? {
-        // A thread may end while we look.
-        let text = fs::read_to_string(thread?.path().join("children")).unwrap_or_default();
-        children.extend(text.split_whitespace().map(str::parse::<i32>).collect::<Result<Vec<_>, _>>()?);
-    }
-    Ok(children.into_iter().map(Pid::from_raw).collect())
 }
