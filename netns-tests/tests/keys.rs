@@ -148,9 +148,7 @@ fn a_state_directory_that_runs_on_a_second_machine_is_told_to_both_and_to_the_op
 
 #[test]
 fn a_copy_is_found_out_without_the_coordinator() {
-    // The two take the overlay's session from each other, and a look through a session that the other has taken shows
-    // nothing: it is found out within a minute as a rule, and now and then after many looks.
-    story_within(Duration::from_secs(540), |lab| {
+    story_within(Duration::from_secs(240), |lab| {
         let (mut coordinator, client, worker) = two(lab)?;
         let twin = lab.node("twin")?.called("worker").prepare(&coordinator.token()?)?;
         copy_folder(&worker.state(), &twin.state())?;
@@ -158,7 +156,7 @@ fn a_copy_is_found_out_without_the_coordinator() {
         let mut twin = twin;
         twin.start()?;
 
-        eventually("one of them finds the other's records", Duration::from_secs(480), || {
+        eventually("one of them finds the other's records", Duration::from_secs(180), || {
             let told = [&worker, &twin].into_iter().any(|agent| {
                 let status = agent.command_json(&["status"]).unwrap_or_default();
                 status["keys"]["copied"]["found_by"] == "directory"

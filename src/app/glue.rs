@@ -33,8 +33,12 @@ use crate::{
 /// not end with the record is not written again each time.
 const PUBLISH_EVERY: Duration = Duration::from_secs(30);
 /// The same while something was heard in our name that we may not have said: two machines with the same keys find each
-/// other out by it.
+/// other out by it. And so long after a look for such records that nobody answered there is another.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// Looks that nobody answered before the next record is published all the same, which takes the place of what they were
+/// for. Two machines with the same keys take the overlay's sessions from each other, and one is lost for up to 15 s
+/// before it is made anew (WireGuard's KEEPALIVE_TIMEOUT + REKEY_TIMEOUT). A record has 90 s to live and is late by 20.
+const MAX_LOOKS: usize = 5;
 /// Changes that come together make one record.
 const GATHER_CHANGES: Duration = Duration::from_millis(100);
 /// Addresses looked up at a time for the overlay. Beyond it a question waits in the overlay's queue of events, and the
@@ -103,14 +107,9 @@ pub async fn publish(
                 Err(why) => tracing::warn!(%why, "our own record is refused and was not published"),
             }
         }
-        let every = if recorder.author.is_suspicious(clock::unix()) { LOOK_AGAIN } else { PUBLISH_EVERY };
-        let interval = every.mul_f64(rand::rng().random_range(0.9..=1.0));
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(interval) => {
-                listen_for_copies(&recorder, &directory).await;
-                continue;
-            }
+            () = until_due(&recorder, &directory) => continue,
             () = renewed.notified() => {}
             changed = services.changed() => changed?,
             changed = models.changed() => changed?,
@@ -120,14 +119,29 @@ pub async fn publish(
     }
 }
 
-/// Looks for what others have been told in our name since we last told them something: before we tell them again.
-async fn listen_for_copies(recorder: &Recorder, directory: &directory::Handle) {
-    directory.look_for_ourselves(recorder.author.own().address()).await;
+/// Waits until the next record is due though nothing has changed. Before it takes the place of what others may have been
+/// told in our name, that is looked for.
+async fn until_due(recorder: &Recorder, directory: &directory::Handle) {
+    let every = if recorder.author.is_suspicious(clock::unix()) { LOOK_AGAIN } else { PUBLISH_EVERY };
+    let mut interval = every.mul_f64(rand::rng().random_range(0.9..=1.0));
+    for _ in 0..MAX_LOOKS {
+        tokio::time::sleep(interval).await;
+        if listen_for_copies(recorder, directory).await {
+            return;
+        }
+        interval = LOOK_AGAIN;
+    }
+}
+
+/// Looks for what others have been told in our name since we last told them something. False if nobody answered.
+async fn listen_for_copies(recorder: &Recorder, directory: &directory::Handle) -> bool {
+    let was_answered = directory.look_for_ourselves(recorder.author.own().address()).await;
     for entry in directory.take_heard_of_us() {
         if recorder.author.on_heard(entry.record(), clock::unix()) {
             tracing::warn!("another machine uses this machine's keys: stop one of them, or revoke this member");
         }
     }
+    was_answered
 }
 
 /// Waits until our endpoints have changed; for ever, without overlay.

@@ -111,14 +111,14 @@ impl Handle {
         self.shared.recall(&Sought::Address(address))
     }
 
-    /// Asks the table what is stored under our own address, `address`: [`Handle::take_heard_of_us`] tells. Without a table
-    /// nothing is asked.
-    pub async fn look_for_ourselves(&self, address: OverlayIp) {
-        if self.table.is_some()
-            && let Some(told) = self.search_member(Sought::Address(address))
-        {
-            let _ = end_of(told).await;
+    /// Asks other members what they store under our own address, `address`; [`Handle::take_heard_of_us`] tells what that
+    /// is. False if none of them answered, which shows nothing; without a table there is nothing to be shown.
+    pub async fn look_for_ourselves(&self, address: OverlayIp) -> bool {
+        if self.table.is_none() {
+            return true;
         }
+        let (told, answered) = oneshot::channel();
+        self.searches.try_send(Search::Ourselves { address, told }).is_ok() && answered.await.unwrap_or(false)
     }
 
     /// Every record in our own name that was heard since this was last asked, ours among them. One that we never made

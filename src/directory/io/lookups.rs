@@ -5,8 +5,8 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use tokio::sync::{mpsc, watch};
-use wiremesh_certs::{NodeRecord, Offer, Signed};
+use tokio::sync::{mpsc, oneshot, watch};
+use wiremesh_certs::{NodeRecord, Offer, OverlayIp, Signed};
 
 use super::{
     Discover,
@@ -38,6 +38,8 @@ pub enum Search {
     Offer { offer: Offer, lookup: LookupId, why: Why, told: watch::Sender<Option<Option<Answer>>> },
     /// A member's record.
     Member { sought: Sought, told: watch::Sender<Option<Option<Entry>>> },
+    /// What others store in our name; told is whether any of them answered.
+    Ourselves { address: OverlayIp, told: oneshot::Sender<bool> },
 }
 
 /// Whether somebody waits for it.
@@ -97,6 +99,11 @@ impl Lookups {
                     }
                 }
                 let _ = told.send(Some(found));
+            }
+            Search::Ourselves { address, told } => {
+                let (progress, _) = self.get(Key::Address(address)).await;
+                // Whoever asked has stopped waiting: it stops altogether.
+                let _ = told.send(progress.was_answered);
             }
         }
     }

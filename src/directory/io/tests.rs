@@ -95,6 +95,23 @@ async fn an_address_that_is_stored_nowhere_is_found_through_whoever_has_met_its_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_look_for_what_is_said_in_our_name_says_whether_anybody_answered() {
+    let lab = Lab::new();
+    let (a, b) = (lab.member(1), lab.member(2));
+    let while_alone = a.handle.look_for_ourselves(a.node.address()).await;
+
+    // Another machine with the keys of a has told b this.
+    b.handle.add_contacts(&[a.sign(&["ocr"], LIFE)]);
+    a.knows(&[&b]);
+    eventually("they are connected", || a.handle.status().connections > 0).await;
+    let beside_another = a.handle.look_for_ourselves(a.node.address()).await;
+
+    assert_eq!((while_alone, beside_another), (false, true));
+    let heard = a.handle.take_heard_of_us();
+    assert!(heard.iter().any(|entry| !entry.record().services.is_empty()), "{heard:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lone_member_finds_its_own_and_tells_the_first_who_comes() {
     let lab = Lab::new();
     let a = lab.member(1);
