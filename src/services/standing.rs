@@ -8,7 +8,8 @@
 //!       └──────────────────────── HOLD_FOR over: its line goes elsewhere ─────────────┘
 //! ```
 //!
-//! A held service is offered all the same: whoever asks waits in its line, no longer than a model takes to load.
+//! A held service is offered all the same: whoever asks waits in its line, no longer than a model takes to load. One whose
+//! command has just been started for the first time is not offered, and it is no news that it does not listen yet.
 
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,9 @@ use super::{Probe, ServiceHealth};
 /// How long a line waits for a command that is started again. Most models are loaded by then; whoever waits longer is
 /// better off elsewhere.
 pub const HOLD_FOR: Duration = Duration::from_secs(120);
+
+/// A command that was started for the first time is given so long to listen before it is said that it does not.
+pub const STARTS_WITHIN: Duration = Duration::from_secs(30);
 
 /// What a fact changed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -37,19 +41,25 @@ pub struct Standing {
     health: ServiceHealth,
     /// Whether we run it.
     supervised: bool,
+    /// Until then it is no news that it does not answer: we have started it just now.
+    starting_until: Option<Instant>,
     /// It ended, and has not answered since.
     restarting: bool,
     held_until: Option<Instant>,
 }
 
 impl Standing {
-    /// Before anything is known. `supervised` if we run the upstream and start it again when it ends.
-    pub fn new(supervised: bool) -> Standing {
-        Standing { supervised, ..Standing::default() }
+    /// Before anything is known. `supervised` if we run the upstream, which starts now, and again when it ends.
+    pub fn new(supervised: bool, now: Instant) -> Standing {
+        Standing { supervised, starting_until: supervised.then(|| now + STARTS_WITHIN), ..Standing::default() }
     }
 
     /// A probe ended, or a request found nobody.
     pub fn on_probe(&mut self, probe: Probe, now: Instant) -> Change {
+        if self.is_starting(now) && probe != Probe::Answered {
+            return Change::None;
+        }
+        self.starting_until = None;
         let was_up = self.health.is_up();
         let verdict = self.health.on_probe(probe);
         if self.health.is_up() {
@@ -71,6 +81,7 @@ impl Standing {
     /// The command that we run ended. It is started again.
     pub fn on_command_ended(&mut self, now: Instant) -> Change {
         self.restarting = true;
+        self.starting_until = None;
         if !self.health.is_up() {
             return Change::None;
         }
@@ -99,6 +110,11 @@ impl Standing {
         self.held_until.is_some()
     }
 
+    /// Whether its command was started for the first time, and may not listen yet.
+    pub fn is_starting(self, now: Instant) -> bool {
+        self.starting_until.is_some_and(|until| now < until)
+    }
+
     /// Whether others are told that we offer it.
     pub fn is_offered(self) -> bool {
         self.is_up() || self.is_held()
@@ -119,7 +135,7 @@ mod tests {
     }
 
     fn up(supervised: bool) -> Standing {
-        let mut standing = Standing::new(supervised);
+        let mut standing = Standing::new(supervised, t0());
         assert_eq!(standing.on_probe(Probe::Answered, t0()), Change::Offered);
         standing
     }
@@ -176,11 +192,26 @@ mod tests {
 
     #[test]
     fn a_command_that_never_answered_is_not_offered_while_it_is_started() {
-        let mut standing = Standing::new(true);
+        let mut standing = Standing::new(true, t0());
 
         assert_eq!(standing.on_command_ended(t0()), Change::None);
         assert_eq!(standing.on_probe(Probe::Refused, t0()), Change::Withdrawn);
         assert_eq!(standing.on_probe(Probe::Refused, t0()), Change::None);
         assert!(!standing.is_offered());
+    }
+
+    #[test]
+    fn that_a_command_does_not_listen_is_news_only_after_it_had_time_to_start() {
+        let started_at = t0();
+        let mut standing = Standing::new(true, started_at);
+
+        assert_eq!(standing.on_probe(Probe::Refused, started_at), Change::None);
+        assert!(standing.is_starting(started_at) && !standing.is_offered());
+        assert_eq!(standing.on_probe(Probe::Refused, started_at + STARTS_WITHIN), Change::Withdrawn);
+
+        let mut standing = Standing::new(true, started_at);
+        assert_eq!(standing.on_probe(Probe::Failing(503), started_at), Change::None);
+        assert_eq!(standing.on_probe(Probe::Answered, started_at), Change::Offered);
+        assert!(!standing.is_starting(started_at));
     }
 }

@@ -1,4 +1,4 @@
-//! Asks each upstream every two seconds whether it is there, and more often while its line waits for it.
+//! Asks each upstream every two seconds whether it is there, and more often while it may come up at any moment.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,8 +10,8 @@ use crate::{clock, services::Probe};
 
 /// How long an upstream may take to come to others' notice, or to go from it.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
-/// The same while requests wait for an upstream that is being started again.
-const PROBE_HELD_EVERY: Duration = Duration::from_millis(250);
+/// The same while requests wait for an upstream that is being started again, and when it is started for the first time.
+const PROBE_AWAITED_EVERY: Duration = Duration::from_millis(250);
 
 async fn probe(service: &Service, client: &Client) -> Probe {
     let path = PathAndQuery::try_from(service.config.health.as_str());
@@ -39,13 +39,13 @@ pub(super) async fn run(
         shared.on_probe(&service, probe);
         life.mark_unchanged();
         loop {
-            let is_held = service.is_held();
+            let is_awaited = service.is_awaited();
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 // Its line may have begun to wait.
                 _ = life.changed() => {}
-                () = tokio::time::sleep(PROBE_HELD_EVERY), if is_held => break,
-                _ = due.tick(), if !is_held => break,
+                () = tokio::time::sleep(PROBE_AWAITED_EVERY), if is_awaited => break,
+                _ = due.tick(), if !is_awaited => break,
             }
         }
     }

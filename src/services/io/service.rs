@@ -8,7 +8,10 @@ use std::{
 use tokio::sync::{oneshot, watch};
 
 use super::{Refused, lock, place::Turn};
-use crate::services::{Admission, Change, Kind, Reading, ServiceConfig, Standing, Ticket};
+use crate::{
+    clock,
+    services::{Admission, Change, Kind, Reading, ServiceConfig, Standing, Ticket},
+};
 
 /// A service, as the tasks that look after it share it.
 pub(super) struct Service {
@@ -23,7 +26,7 @@ impl Service {
     pub fn new(config: ServiceConfig, changed: Arc<Bell>) -> Service {
         let door = Door {
             admission: Admission::new(config.capacity(config.kind, None), config.queue),
-            standing: Standing::new(!config.command.is_empty()),
+            standing: Standing::new(!config.command.is_empty(), clock::now()),
             kind: config.kind,
             reading: None,
             lives: 0,
@@ -73,9 +76,10 @@ impl Service {
         self.changed.ring();
     }
 
-    /// Whether its line waits for the upstream.
-    pub fn is_held(&self) -> bool {
-        lock(&self.door).standing.is_held()
+    /// Whether its upstream may answer at any moment: its line waits for it, or it was just started.
+    pub fn is_awaited(&self) -> bool {
+        let standing = lock(&self.door).standing;
+        standing.is_held() || standing.is_starting(clock::now())
     }
 }
 
