@@ -134,6 +134,11 @@ pub fn main() -> ExitCode {
             }
         }
     }
+    // The power over the network that systemd gives is the agent's, not that of the services it starts. Its threads inherit
+    // this; what the agent itself may do stays as it is. A kernel that knows no ambient capabilities has given none.
+    if matches!(&cli.command, Command::Networked(Networked::Agent(_))) {
+        let _ = rustix::thread::clear_ambient_capability_set();
+    }
     let ended = match cli.command {
         Command::Local(command) => local(command),
         Command::Networked(command) => {

@@ -48,8 +48,8 @@ pub struct Agent {
     refused: Vec<Refused>,
     /// Has a clock of its own.
     own_clock: bool,
-    /// Runs as the first process of a container would.
-    first: bool,
+    /// What starts it, as a container's engine or systemd would; empty: nothing does.
+    under: &'static [&'static str],
     environment: Vec<(String, String)>,
     log_filter: String,
     folder: PathBuf,
@@ -79,7 +79,7 @@ impl Agent {
             configuration: String::new(),
             refused: Vec::new(),
             own_clock: false,
-            first: false,
+            under: &[],
             environment: Vec::new(),
             log_filter: LOG_FILTER.to_owned(),
             folder,
@@ -142,7 +142,13 @@ impl Agent {
 
     /// It will be the first process of a PID namespace, as in a container.
     pub fn as_the_first_process(mut self) -> Agent {
-        self.first = true;
+        self.under = &["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--"];
+        self
+    }
+
+    /// It will have its power over the network as systemd gives it: whatever it starts has it too, unless it gives it up.
+    pub fn with_an_ambient_capability(mut self) -> Agent {
+        self.under = &["setpriv", "--inh-caps", "+net_admin", "--ambient-caps", "+net_admin", "--"];
         self
     }
 
@@ -196,9 +202,9 @@ impl Agent {
     /// Starts the agent (again) without waiting.
     pub fn launch(&mut self) -> anyhow::Result<()> {
         self.process = None;
-        let mut command = match self.first {
-            true => self.place.wiremesh_first(&self.node)?,
-            false => self.place.wiremesh_refused(&self.node, &self.refused)?,
+        let mut command = match self.under {
+            [] => self.place.wiremesh_refused(&self.node, &self.refused)?,
+            under => self.place.wiremesh_under(&self.node, under)?,
         };
         command.envs(self.environment.iter().cloned());
         command.arg("agent").arg("--config").arg(self.config()).env("RUST_LOG", &self.log_filter);

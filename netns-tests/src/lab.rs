@@ -97,10 +97,11 @@ impl Place {
         Ok(command)
     }
 
-    /// The same for a program that is the first of a PID namespace. Whoever ends the command ends it.
-    pub(crate) fn wiremesh_first(&self, node: &Node) -> anyhow::Result<Command> {
-        let mut command = node.command("unshare")?;
-        command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "--"]).arg(&self.wiremesh);
+    /// The same, started by another program. Whoever ends the command ends it.
+    pub(crate) fn wiremesh_under(&self, node: &Node, starter: &[&str]) -> anyhow::Result<Command> {
+        let (program, arguments) = starter.split_first().context("nothing to start it")?;
+        let mut command = node.command(program)?;
+        command.args(arguments).arg(&self.wiremesh);
         without_our_environment(&mut command);
         Ok(command)
     }

@@ -73,6 +73,29 @@ fn an_agent_that_is_a_container_s_first_process_ends_as_asked_and_leaves_no_zomb
 }
 
 #[test]
+fn a_service_has_none_of_the_power_that_systemd_gave_its_agent() {
+    story(|lab| {
+        let coordinator = lab.coordinator()?;
+        let told = lab.folder("told")?.join("status");
+        let script = format!("cat /proc/self/status > {}; exec sleep 1000", told.display());
+        let command = format!(
+            "[[service]]\nname = \"words\"\nupstream = \"http://127.0.0.1:1\"\ncommand = [\"sh\", \"-c\", {script:?}]\n"
+        );
+        let worker =
+            lab.node("worker-1")?.with_an_ambient_capability().with_configuration(&command).join(&coordinator)?;
+
+        let ambient = eventually("the service says what it may do", LIMIT, || {
+            let status = fs::read_to_string(&told)?;
+            status.lines().find_map(|line| Some(line.strip_prefix("CapAmb:")?.trim().to_owned())).context("not yet")
+        })?;
+
+        assert_eq!(u64::from_str_radix(&ambient, 16)?, 0, "{ambient}");
+        assert!(!worker.command_json(&["status"])?["overlay"].is_null(), "the agent itself has what it needs");
+        Ok(())
+    });
+}
+
+#[test]
 fn the_first_process_ends_as_what_it_runs_for_does() {
     story(|lab| {
         let node = lab.bare_node("a")?;
