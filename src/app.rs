@@ -27,7 +27,7 @@ mod tests;
 mod view;
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -35,7 +35,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 pub use self::socket::SOCKET;
 use self::view::View;
-use crate::{cli::failure::Failure, clock, config::Config, services, task::Tasks, watchdog};
+use crate::{cli::failure::Failure, clock, config::Config, services, task::Tasks, telemetry, watchdog};
 
 /// What is not part of answering a request has this long to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -44,14 +44,20 @@ const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// starts again in between, with the services running on.
 pub async fn run(config: Config) -> Result<(), Failure> {
     let started_at = clock::now();
-    let mut signals =
-        Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
+    let mut signals = Signals {
+        terminate: signal(SignalKind::terminate())?,
+        interrupt: signal(SignalKind::interrupt())?,
+        hangup: signal(SignalKind::hangup())?,
+    };
     let mut kept = Kept::default();
     let ended = loop {
         match once(&config, &mut kept, &mut signals, started_at).await {
             Ok(Ended::KeysChanged) => {}
             Ok(Ended::Asked) => break Ok(()),
-            Err(failure) => break Err(failure),
+            Err(failure) => {
+                telemetry::last_words(&failure.error);
+                break Err(failure);
+            }
         }
     };
     watchdog::stopping();
@@ -133,14 +139,19 @@ enum Ended {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// It asks for the access log to be opened again. Where there is none there is nothing to do, least of all to end.
+    hangup: Signal,
 }
 
 impl Signals {
     /// Which of them came.
     async fn any(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.hangup.recv() => tracing::info!("SIGHUP: the configuration stays as it was read at the start"),
+            }
         }
     }
 }
@@ -180,6 +191,7 @@ struct Agent {
 impl Agent {
     /// Leaves in order: nobody is sent to us any more, what was begun is finished, then the ground is taken away.
     async fn stop(self, config: &Config, tasks: &Tasks, ground: &Tasks) {
+        self.view.ending.store(true, Ordering::Relaxed);
         let ((), drained) = tokio::join!(self.view.drain(), self.listeners.drain(config.drain_grace + STOP_LIMIT));
         self.view.membership.keep_seeds(members::seeds_of(self.view.directory.contacts(), config.dht.port));
         if !drained {

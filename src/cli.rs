@@ -31,7 +31,7 @@ use clap::{CommandFactory, Parser};
 
 use failure::Failure;
 use view::View;
-use wiremesh_certs::no_core_dumps;
+use wiremesh_certs::{cli::Stdout, no_core_dumps};
 
 use crate::clock;
 
@@ -152,10 +152,10 @@ pub fn main() -> ExitCode {
 }
 
 async fn networked(command: Networked) -> Result<u8, Failure> {
-    let out = &mut io::stdout();
+    let out = &mut Stdout::new();
     match command {
-        Networked::Coordinator(args) => coordinator::run(&args).await?,
-        Networked::Agent(args) => agent::run(&args).await?,
+        Networked::Coordinator(args) => coordinator::run(&args, out).await?,
+        Networked::Agent(args) => agent::run(&args, out).await?,
         Networked::Token(args) => token::run(&args, clock::unix(), out).await?,
         Networked::Join(args) => join::run(&args, clock::unix(), out).await?,
         Networked::Audit(args) => audit::run(&args, clock::unix(), out).await?,
@@ -175,11 +175,14 @@ fn local(command: Local) -> Result<ExitCode, Failure> {
     match command {
         // Before there are threads: it makes namespaces for the whole process.
         Local::Demo(args) => return demo::run(&args),
-        Local::Capabilities(args) => capabilities::run(&args, &mut io::stdout()).map(drop)?,
+        Local::Capabilities(args) => capabilities::run(&args, &mut Stdout::new()).map(drop)?,
         Local::DemoService(args) => demo::service::run(&args)?,
         Local::Cert(args) => return cert::run(&args),
         Local::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "wiremesh", &mut io::stdout());
+            // Into memory first: it panics where it cannot write.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "wiremesh", &mut script);
+            Stdout::new().write_all(&script)?;
         }
         Local::Manual { folder } => std::fs::create_dir_all(&folder)
             .and_then(|()| clap_mangen::generate_to(Cli::command(), &folder))

@@ -14,7 +14,7 @@ use wiremesh_certs::{NodeName, TunnelUrl, WgPublicKey};
 use zeroize::Zeroizing;
 
 use crate::{
-    settings::{BadSettings, Layers, Span},
+    settings::{BadSettings, Layers, Place, Span},
     telemetry::access_log,
 };
 pub use service::ServiceConfig;
@@ -268,7 +268,7 @@ struct OverlayFile {
     interface: String,
     listen_port: u16,
     mtu: u16,
-    advertise: Vec<SocketAddr>,
+    advertise: Vec<Place>,
     rekey_after: Span,
     offload: OffloadConfig,
     peer: Vec<PeerFile>,
@@ -320,7 +320,7 @@ impl OverlayFile {
             interface: self.interface,
             listen_port: self.listen_port,
             mtu: (self.mtu != 0).then_some(self.mtu),
-            advertise: self.advertise,
+            advertise: self.advertise.into_iter().map(|place| place.0).collect(),
             peers: self.peer.into_iter().map(PeerFile::check).collect::<Result<_, _>>()?,
             rekey_after: self.rekey_after.0,
             offload: self.offload,
@@ -333,7 +333,7 @@ impl OverlayFile {
 struct PeerFile {
     public_key: WgPublicKey,
     address: Addresses,
-    endpoint: Option<SocketAddr>,
+    endpoint: Option<Place>,
     keepalive: Option<Span>,
 }
 
@@ -368,7 +368,12 @@ impl PeerFile {
                 Some(seconds.ok_or_else(bad)?)
             }
         };
-        Ok(StandardPeer { public_key: self.public_key, allowed, endpoint: self.endpoint, keepalive_secs })
+        Ok(StandardPeer {
+            public_key: self.public_key,
+            allowed,
+            endpoint: self.endpoint.map(|place| place.0),
+            keepalive_secs,
+        })
     }
 }
 
@@ -388,7 +393,7 @@ impl Default for DhtFile {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct ApiFile {
-    listen: SocketAddr,
+    listen: Place,
     overlay_port: u16,
     ingress: String,
     tunnel_url: String,
@@ -400,7 +405,7 @@ struct ApiFile {
 impl Default for ApiFile {
     fn default() -> ApiFile {
         ApiFile {
-            listen: (Ipv4Addr::LOCALHOST, 8000).into(),
+            listen: Place((Ipv4Addr::LOCALHOST, 8000).into()),
             overlay_port: 8000,
             ingress: String::new(),
             tunnel_url: String::new(),
@@ -415,7 +420,7 @@ impl ApiFile {
     fn check(self) -> Result<ApiConfig, BadSettings> {
         let given = |text: &str| !text.is_empty();
         let key_file = (!self.key_file.as_os_str().is_empty()).then_some(self.key_file);
-        if !self.listen.ip().is_loopback() && key_file.is_none() && !self.allow_anonymous {
+        if !self.listen.0.ip().is_loopback() && key_file.is_none() && !self.allow_anonymous {
             return Err(BadSettings::about(
                 "api.listen",
                 "others can reach this address: name a key_file, or say allow_anonymous = true",
@@ -439,7 +444,7 @@ impl ApiFile {
             path => Some(access_log::To::File(path.into())),
         };
         Ok(ApiConfig {
-            listen: self.listen,
+            listen: self.listen.0,
             overlay_port: self.overlay_port,
             ingress,
             tunnel_url,

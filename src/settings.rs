@@ -10,8 +10,10 @@
 //! a number and as a name. A key that the target struct does not have is refused with the nearest one it has.
 
 mod deserialize;
+mod place;
 mod span;
 
+pub use place::Place;
 pub use span::Span;
 
 use std::{collections::BTreeMap, fmt, rc::Rc};

@@ -16,7 +16,12 @@ const DEFAULT_FILTER: &str = "info,boringtun=off,libp2p_kad=warn,libp2p_swarm=wa
 
 /// Starts logging. Once per process.
 pub fn start() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|why| {
+        if std::env::var_os(EnvFilter::DEFAULT_ENV).is_some_and(|said| !said.is_empty()) {
+            eprintln!("warning: RUST_LOG says nothing that can be understood, logging as usual: {why}");
+        }
+        EnvFilter::new(DEFAULT_FILTER)
+    });
     let registry = tracing_subscriber::registry().with(filter);
     // A second start in one process (tests) changes nothing.
     let _ = if std::io::stdout().is_terminal() {
@@ -25,4 +30,11 @@ pub fn start() {
         let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stdout);
         registry.with(layer.json().flatten_event(true).with_current_span(false)).try_init()
     };
+}
+
+/// Why the program ends, for whoever reads its JSON. On a terminal it is the last line anyway.
+pub fn last_words(why: &anyhow::Error) {
+    if !std::io::stdout().is_terminal() {
+        tracing::error!("ends: {why:#}");
+    }
 }

@@ -35,13 +35,14 @@ mod sheet;
 mod sign;
 mod signer;
 mod span;
+mod stdout;
 mod terminal;
 #[cfg(test)]
 mod tests;
 mod verify;
 
 use std::{
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     process::ExitCode,
 };
 
@@ -52,6 +53,7 @@ pub use console::{Console, Sink, Source};
 pub use failure::{Exit, Failure};
 pub use passphrase::Keeper;
 pub use span::{Span, spell};
+pub use stdout::Stdout;
 
 use self::{console::Existing, sheet::Sheet};
 use crate::UnixTime;
@@ -190,7 +192,7 @@ fn deliver(
 
 /// Runs one command on the streams of this process and says how it went there: for `main`.
 pub fn execute(command: &impl Run, now: UnixTime, rng: &mut dyn RngCore) -> ExitCode {
-    let (mut input, mut output) = (io::stdin().lock(), io::stdout().lock());
+    let (mut input, mut output) = (io::stdin().lock(), Stdout::new());
     let colours = output.is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let mut console = Console { input: &mut input, output: &mut output, colours, keeper: &mut terminal::Person };
     let outcome = command

@@ -152,6 +152,7 @@ pub async fn start(
         wants_overlay: config.overlay.enabled,
         started_at,
         ready: AtomicBool::new(false),
+        ending: AtomicBool::new(false),
     });
     let overlay_api = match overlay.is_some() {
         true => {

@@ -61,6 +61,10 @@ async fn ping(State(view): State<Arc<View>>, UrlPath(to): UrlPath<String>) -> Re
         let message = format!("nobody here is called {to:?}, and it is no overlay address");
         return refusal(StatusCode::NOT_FOUND, &message, "wiremesh peers lists who was met; any node's name works");
     };
+    if view.is_ours(address) {
+        let hint = "name another node: wiremesh peers lists who was met";
+        return refusal(StatusCode::NOT_FOUND, &format!("{to} is this node itself"), hint);
+    }
     match view.ping(address).await {
         Ok(pong) => Json(pong).into_response(),
         Err(why) => {

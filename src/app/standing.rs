@@ -71,7 +71,9 @@ impl Standing {
     pub fn trouble(self, own: &Verified, now: UnixTime) -> Option<String> {
         Some(match self {
             Standing::Revoked => {
-                "our certificate is revoked: nobody talks to us; join again with a new token".to_owned()
+                "our certificate is revoked: nobody talks to us; to be a member again, move the state directory away and \
+                 join with a new token"
+                    .to_owned()
             }
             Standing::NotYetValid => format!(
                 "our certificate is valid from {}, and it is {now}: is this machine's clock right?",

@@ -50,6 +50,8 @@ pub struct View {
     pub started_at: Instant,
     /// Whether all listeners are up.
     pub ready: AtomicBool,
+    /// Whether the agent ends: its draining is not called off.
+    pub ending: AtomicBool,
 }
 
 impl View {
@@ -208,6 +210,11 @@ impl View {
         Some(self.directory.resolve_name(&name).await?.address())
     }
 
+    /// Whether it is the address of this node.
+    pub fn is_ours(&self, address: OverlayIp) -> bool {
+        self.recorder.author.own().address() == address
+    }
+
     /// One round trip over the overlay.
     pub async fn ping(&self, to: OverlayIp) -> Result<Pong, PingFailed> {
         match &self.recorder.overlay {
@@ -309,22 +316,34 @@ impl View {
             troubles.push("no coordinator answers: joining, renewing and revoking wait, the rest goes on".to_owned());
         }
         troubles.extend(self.copied().map(|copied| copied.trouble(own.name(), unix)));
-        let offered = self.recorder.services.offered();
-        let trust = self.trust.current();
-        for service in self.recorder.services.configured() {
-            if !own.services().allows(service) {
-                troubles.push(format!("{service} is not offered: our certificate does not allow it"));
-            } else if !trust.may_offer(&own, service) {
-                let groups = groups(rule(&trust, service).offer.as_ref());
-                troubles.push(format!("{service} is not offered: the mesh's policy leaves it to {groups}"));
-            } else if !offered.contains(service) {
-                troubles.push(format!("{service} is not offered: its upstream fails the health check"));
-            }
-        }
         if self.recorder.leaving.load(Ordering::Relaxed) {
-            troubles.push("draining: services of this node take no new requests".to_owned());
+            troubles.push(
+                "draining: services of this node take no new requests, until `wiremesh drain --cancel` or a restart"
+                    .to_owned(),
+            );
+        } else {
+            let not_offered = |service| Some(format!("{service} is not offered: {}", self.why_not_offered(service)?));
+            troubles.extend(self.recorder.services.configured().filter_map(not_offered));
         }
         troubles
+    }
+
+    /// Why others do not get a service of this node from it; `None` if they do.
+    fn why_not_offered(&self, service: &ServiceName) -> Option<String> {
+        let (own, trust, services) = (self.recorder.author.own(), self.trust.current(), &self.recorder.services);
+        Some(if !own.services().allows(service) {
+            "our certificate does not allow it".to_owned()
+        } else if !trust.may_offer(&own, service) {
+            format!("the mesh's policy leaves it to {}", groups(rule(&trust, service).offer.as_ref()))
+        } else if services.is_draining() {
+            "this node drains".to_owned()
+        } else if services.offered().contains(service) {
+            return None;
+        } else if services.is_starting(service) {
+            "its command was just started".to_owned()
+        } else {
+            "its upstream fails the health check".to_owned()
+        })
     }
 
     /// Who else uses our keys, by whoever found it out.
@@ -350,12 +369,13 @@ impl View {
 
     fn own_services(&self) -> Vec<Value> {
         let services = &self.recorder.services;
-        let (offered, models) = (services.offered(), services.models());
+        let models = services.models();
         let row = |(name, running, waiting): (ServiceName, usize, usize)| {
-            let report = services.report(&name);
+            let (report, why_not) = (services.report(&name), self.why_not_offered(&name));
             let models = models.iter().find(|(of, _)| *of == name).map_or(&[][..], |(_, models)| models);
             json!({
-                "offered": offered.contains(&name),
+                "offered": why_not.is_none(),
+                "why_not": why_not,
                 "state": report.map_or("down", |report| report.state.as_str()),
                 "kind": services.kind(&name).map(|kind| kind.as_str()),
                 "running": report.map_or(running, |report| report.running as usize),

@@ -1,6 +1,9 @@
 //! `wiremesh agent`, and how the other commands find the one that runs.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context;
 use zeroize::Zeroizing;
@@ -32,7 +35,8 @@ pub struct Where {
 /// Runs the agent of this machine
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:\n  wiremesh agent --config agent.toml\n  \
-    wiremesh agent --name worker-1 --state-dir ./state --join-token-file token")]
+    wiremesh agent --name worker-1 --state-dir ./state --join-token-file token\n  \
+    wiremesh agent --check && systemctl restart wiremesh-agent")]
 pub struct Args {
     #[command(flatten)]
     at: Where,
@@ -45,16 +49,23 @@ pub struct Args {
     /// Where clients of this machine are answered [default: 127.0.0.1:8000]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
+    /// Reads the configuration, says whether it can be used, and starts nothing
+    #[arg(long)]
+    check: bool,
 }
 
 /// Runs the agent until it is told to stop.
-pub async fn run(args: &Args) -> Result<(), Failure> {
+pub async fn run(args: &Args, out: &mut impl Write) -> Result<(), Failure> {
     let layers = layers(&args.at)?
         .set_if("name", args.name.as_ref(), "--name")
         .and_then(|layers| layers.set_if("join_token_file", args.join_token_file.as_ref(), "--join-token-file"))
         .and_then(|layers| layers.set_if("api.listen", args.listen.as_ref(), "--listen"))
         .map_err(Failure::usage)?;
     let config = read(layers)?;
+    if args.check {
+        writeln!(out, "the configuration can be used: {} with {} services", config.name, config.services.len())?;
+        return Ok(());
+    }
     telemetry::start();
     app::run(config).await
 }

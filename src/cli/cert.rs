@@ -4,7 +4,9 @@ pub mod adoption;
 mod list;
 mod rotate;
 
-use std::{io, process::ExitCode};
+use std::process::ExitCode;
+
+use wiremesh_certs::cli::Stdout;
 
 use super::{
     failure::{self, Failure},
@@ -34,7 +36,7 @@ enum Command {
 
 /// Runs it, and says what the process is to end with.
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
-    let out = &mut io::stdout();
+    let out = &mut Stdout::new();
     let exit = match &args.command {
         Command::Shared(command) => {
             return Ok(wiremesh_certs::cli::execute(command, clock::unix(), &mut rand::rng()));

@@ -1,6 +1,9 @@
 //! `wiremesh coordinator`, and how the other commands find the one that runs.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context;
 
@@ -40,18 +43,25 @@ pub struct Args {
     /// Where agents reach it; may be given several times
     #[arg(long = "public-url", value_name = "URL")]
     public_urls: Vec<String>,
+    /// Reads the configuration, says whether it can be used, and starts nothing
+    #[arg(long)]
+    check: bool,
 }
 
 /// Runs the coordinator until it is told to stop.
-pub async fn run(args: &Args) -> Result<(), Failure> {
+pub async fn run(args: &Args, out: &mut impl Write) -> Result<(), Failure> {
     let public_urls = (!args.public_urls.is_empty()).then(|| args.public_urls.join(","));
     let layers = layers(&args.at)?
         .set_if("listen", args.listen.as_ref(), "--listen")
         .and_then(|layers| layers.set_if("public_urls", public_urls, "--public-url"))
         .map_err(Failure::usage)?;
     let config = Config::from_layers(layers).map_err(Failure::usage)?;
+    if args.check {
+        writeln!(out, "the configuration can be used: mesh {} with {}", config.mesh, config.network)?;
+        return Ok(());
+    }
     telemetry::start();
-    Ok(coordinator::io::run(config).await?)
+    coordinator::io::run(config).await.inspect_err(telemetry::last_words).map_err(Failure::from)
 }
 
 impl Where {

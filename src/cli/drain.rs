@@ -9,13 +9,18 @@ use super::{agent::Where, failure::Failure, socket};
 /// How often is looked what is left.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Lets this machine's agent finish what it has begun and take nothing new
+/// Lets this machine's agent finish what it has begun and take nothing new, until --cancel or a restart
 #[derive(Clone, Debug, clap::Args)]
-#[command(after_help = "Examples:\n  wiremesh drain --wait && systemctl stop wiremesh-agent\n  wiremesh drain --json")]
+#[command(
+    after_help = "Examples:\n  wiremesh drain --wait && systemctl stop wiremesh-agent\n  wiremesh drain --cancel"
+)]
 pub struct Args {
     /// Returns when nothing is in flight any more
     #[arg(long)]
     wait: bool,
+    /// Calls a drain off: its services take requests again
+    #[arg(long, conflicts_with = "wait")]
+    cancel: bool,
     /// Prints a JSON object for every change
     #[arg(long)]
     json: bool,
@@ -30,8 +35,12 @@ struct Progress {
     in_flight: u64,
 }
 
-/// Begins to drain; with `--wait` returns at its end.
+/// Begins to drain; with `--wait` returns at its end. With `--cancel` ends it.
 pub async fn run(args: &Args, out: &mut impl Write) -> Result<(), Failure> {
+    if args.cancel {
+        let progress = socket::delete(&args.at.socket()?, "/drain").await?;
+        return print(progress, args.json, out);
+    }
     drain(&args.at.socket()?, args.wait, args.json, out).await
 }
 
@@ -50,6 +59,7 @@ async fn drain(socket: &Path, wait: bool, json: bool, out: &mut impl Write) -> R
 
 fn print(progress: Progress, json: bool, out: &mut impl Write) -> Result<(), Failure> {
     match (json, progress.in_flight) {
+        (false, _) if !progress.draining => writeln!(out, "not draining: services take requests")?,
         (true, _) => writeln!(out, "{}", serde_json::to_string(&progress)?)?,
         (false, 0) => writeln!(out, "drained: nothing is in flight")?,
         (false, 1) => writeln!(out, "draining: 1 request is in flight")?,
@@ -96,6 +106,15 @@ mod tests {
             String::from_utf8(out).unwrap(),
             "draining: 2 requests are in flight\ndraining: 1 request is in flight\ndrained: nothing is in flight\n"
         );
+    }
+
+    #[test]
+    fn what_does_not_drain_is_not_called_drained() {
+        let mut out = Vec::new();
+
+        print(Progress { draining: false, in_flight: 0 }, false, &mut out).unwrap();
+
+        assert_eq!(out, b"not draining: services take requests\n");
     }
 
     #[tokio::test(start_paused = true)]

@@ -36,6 +36,8 @@ pub async fn run(args: &Args, out: &mut impl Write) -> Result<(), Failure> {
     if !(0.0..=3600.0).contains(&args.interval) {
         return Err(Failure::usage(anyhow::anyhow!("an interval is between 0 and 3600 seconds")));
     }
+    // No agent is another thing than no answer.
+    drop(socket::connect(&socket).await?);
     let mut answers = Vec::new();
     let mut last_failure = None;
     for number in 0..args.count {

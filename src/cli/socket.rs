@@ -11,6 +11,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use super::failure::Failure;
+use crate::{app, membership};
 
 /// Answers are views for people: none is longer.
 const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
@@ -25,6 +26,11 @@ pub async fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, Fa
 /// Asks with POST and a JSON body.
 pub async fn post<T: DeserializeOwned>(socket: &Path, path: &str, body: &impl Serialize) -> Result<T, Failure> {
     ask(socket, Method::POST, path, serde_json::to_vec(body)?.into()).await
+}
+
+/// Asks with DELETE.
+pub async fn delete<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, Failure> {
+    ask(socket, Method::DELETE, path, Bytes::new()).await
 }
 
 /// How the answer to a GET begins, whatever it says.
@@ -80,14 +86,29 @@ async fn exchange(socket: &Path, method: Method, path: &str, body: Bytes) -> Res
     }
 }
 
+/// Whether an agent has taken the state directory in which this would be its socket.
+fn is_starting(socket: &Path) -> bool {
+    let lock = socket.parent().map(|folder| folder.join(membership::io::LOCK));
+    let lock = lock.and_then(|lock| std::fs::File::open(lock).ok());
+    // If this takes the lock, it is given back at once, with the file.
+    lock.is_some_and(|lock| matches!(lock.try_lock_shared(), Err(std::fs::TryLockError::WouldBlock)))
+}
+
 fn no_answer(socket: &Path) -> String {
     format!("{} did not answer within {} s", socket.display(), TIMEOUT.as_secs())
 }
 
 fn cannot_connect(socket: &Path, error: io::Error) -> Failure {
+    let is_agents = socket.file_name().is_some_and(|name| name == app::SOCKET);
     let hint = match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused if is_agents && is_starting(socket) => {
+            "an agent runs there and has not joined the mesh yet, or is just starting: its log says what it waits for"
+        }
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused if is_agents => {
             "is it running on this machine? name its configuration with --config, or its folder with --state-dir"
+        }
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            "is it running on this machine? name its configuration with --config, or its folder with --data-dir"
         }
         io::ErrorKind::PermissionDenied => "its socket is its owner's alone: run this as the same user, or as root",
         _ => "the socket is in the state directory of the agent, the data directory of the coordinator",

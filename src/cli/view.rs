@@ -6,6 +6,7 @@ use std::{
 };
 
 use serde_json::Value;
+use wiremesh_certs::cli::spell;
 
 use super::{agent::Where, failure::Failure, socket, table};
 
@@ -145,7 +146,7 @@ fn status(value: &Value) -> String {
                 let (running, waiting) = (&service["running"], &service["waiting"]);
                 format!("{} ({running} running, {waiting} waiting{starting})", text(&service["name"]))
             }
-            false => format!("{} (not offered: its upstream fails the health check)", text(&service["name"])),
+            false => format!("{} (not offered: {})", text(&service["name"]), text(&service["why_not"])),
         })
         .collect();
     lines.push(format!("services     {}", if offered.is_empty() { "none".to_owned() } else { offered.join(", ") }));
@@ -201,16 +202,7 @@ fn ago(seconds: &Value) -> String {
 /// The two largest units: "3 d 4 h".
 fn age(seconds: &Value) -> String {
     // Ages of what happened in this program's life, or the life of a certificate: far below 2^63.
-    let total = seconds.as_f64().unwrap_or(0.0).max(0.0) as u64;
-    let parts = [(total / 86_400, "d"), (total / 3_600 % 24, "h"), (total / 60 % 60, "min"), (total % 60, "s")];
-    let first = parts.iter().position(|(number, _)| *number > 0).unwrap_or(3);
-    let shown: Vec<String> = parts[first..]
-        .iter()
-        .take(2)
-        .filter(|(number, unit)| *number > 0 || (*unit == "s" && first == 3))
-        .map(|(number, unit)| format!("{number} {unit}"))
-        .collect();
-    shown.join(" ")
+    spell(Duration::from_secs(seconds.as_f64().unwrap_or(0.0).max(0.0) as u64))
 }
 
 #[cfg(test)]
@@ -221,9 +213,14 @@ mod tests {
 
     #[test]
     fn ages_are_read_at_a_glance() {
-        for (seconds, expected) in
-            [(0.2, "0 s"), (59.9, "59 s"), (60.0, "1 min"), (3_725.0, "1 h 2 min"), (273_600.0, "3 d 4 h")]
-        {
+        for (seconds, expected) in [
+            (0.2, "0 s"),
+            (59.9, "59 s"),
+            (60.0, "1 m"),
+            (3_725.0, "1 h 2 m"),
+            (273_600.0, "3 d 4 h"),
+            (315_273_600.0, "9 y 364 d"),
+        ] {
             assert_eq!(age(&json!(seconds)), expected);
         }
         assert_eq!(ago(&Value::Null), "never");
@@ -245,7 +242,7 @@ mod tests {
         });
 
         let text = status(&value);
-        assert!(text.contains("4f0c6a7e, certificate ends in 3 d 4 h (55 % used), is renewed in 1 h 2 min"), "{text}");
+        assert!(text.contains("4f0c6a7e, certificate ends in 3 d 4 h (55 % used), is renewed in 1 h 2 m"), "{text}");
         let expected = "a1b2c3d4, ends in 1 d, list 7 in force here, last word from a coordinator 3 s ago";
         assert!(text.contains(expected), "{text}");
 

@@ -13,7 +13,13 @@ use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 use wiremesh_certs::{MAX_URLS, MIN_LIFETIME, MeshName, Policy, ServiceName};
 
-use crate::settings::{BadSettings, Layers, Span};
+use crate::{
+    settings::{BadSettings, Layers, Place, Span},
+    words,
+};
+
+/// Where a coordinator keeps its authority and database, unless told otherwise.
+pub const DEFAULT_DATA_DIR: &str = "/var/lib/wiremesh-coordinator";
 
 /// Services an operator may describe.
 pub const MAX_CATALOG: usize = 1024;
@@ -77,7 +83,8 @@ impl Config {
     /// Reads the layers and checks what types alone cannot.
     pub fn from_layers(layers: Layers) -> Result<Config, BadSettings> {
         let file: File = layers.read()?;
-        let public_urls = file.public_urls.iter().map(|url| public_url(url)).collect::<Result<Vec<_>, _>>()?;
+        let public_urls = file.public_urls.iter().map(|url| public_url(url)).collect::<Result<Vec<_>, _>>();
+        let public_urls = public_urls.map_err(|why| BadSettings::about("public_urls", why))?;
         if public_urls.len() > MAX_URLS {
             return Err(BadSettings::about("public_urls", format!("more than {MAX_URLS} of them")));
         }
@@ -108,7 +115,7 @@ impl Config {
         }
         Ok(Config {
             data_dir: file.data_dir,
-            listen: file.listen,
+            listen: file.listen.0,
             public_urls,
             mesh: file.mesh,
             network,
@@ -131,7 +138,7 @@ impl Config {
 #[serde(default)]
 struct File {
     data_dir: PathBuf,
-    listen: SocketAddr,
+    listen: Place,
     public_urls: Vec<String>,
     mesh: MeshName,
     network: IpNet,
@@ -152,8 +159,8 @@ impl Default for File {
     fn default() -> File {
         let day = Duration::from_secs(86_400);
         File {
-            data_dir: PathBuf::from("/var/lib/wiremesh-coordinator"),
-            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            data_dir: PathBuf::from(DEFAULT_DATA_DIR),
+            listen: Place((Ipv4Addr::LOCALHOST, 8080).into()),
             public_urls: Vec::new(),
             mesh: MeshName::new("wiremesh").expect("a DNS label"),
             network: IpNet::V4(Ipv4Net::new(Ipv4Addr::new(10, 42, 0, 0), 16).expect("16 is a prefix length")),
@@ -180,7 +187,8 @@ fn certificate_lifetime(wanted: Option<Span>, partition: Span) -> Result<Duratio
     let lifetime = match wanted {
         Some(wanted) if wanted.0 < needed => {
             let why = format!(
-                "must be at least {} if agents are to be {partition} without a coordinator (max_partition_time):                  they renew when up to six tenths of it are over",
+                "must be at least {} if agents are to be {partition} without a coordinator (max_partition_time): \
+                 they renew when up to six tenths of it are over",
                 Span(needed)
             );
             return Err(BadSettings::about("certificate_lifetime", why));
@@ -196,9 +204,10 @@ fn certificate_lifetime(wanted: Option<Span>, partition: Span) -> Result<Duratio
     Ok(lifetime)
 }
 
-/// Agents pin the mesh's authority and sign the path they ask for, so it must be https and nothing but a place.
-pub fn public_url(text: &str) -> Result<String, BadSettings> {
-    let bad = |why: &str| BadSettings::about("public_urls", format!("{text:?} {why}"));
+/// Agents pin the mesh's authority and sign the path they ask for, so it must be https and nothing but a place. The error
+/// says why it is not.
+pub fn public_url(text: &str) -> Result<String, String> {
+    let bad = |why: &str| format!("{} {why}", words::few(format_args!("{text:?}")));
     let url: http::Uri = text.parse().map_err(|_| bad("is not a URL"))?;
     let authority = url.authority().filter(|_| url.scheme_str() == Some("https"));
     let authority = authority.ok_or_else(|| bad("is not an https URL"))?;

@@ -14,7 +14,12 @@ mod store;
 mod tls;
 pub(super) mod tunnels;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context;
 use rand::{SeedableRng, rngs::StdRng};
@@ -31,7 +36,7 @@ use self::{
     shared::Shared,
     store::{Saved, Store},
 };
-use super::{Config, registry::RecordRefused};
+use super::{Config, config::DEFAULT_DATA_DIR, registry::RecordRefused};
 use crate::{
     clock,
     task::{CancellationToken, Tasks},
@@ -63,17 +68,32 @@ pub struct Running {
 /// Runs a coordinator until it is asked to stop (SIGTERM, SIGINT) or fails.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let tasks = Tasks::new();
+    // How the operator's commands find this one, where they would not by themselves.
+    let elsewhere = match config.data_dir == Path::new(DEFAULT_DATA_DIR) {
+        true => String::new(),
+        false => format!(" --data-dir {}", config.data_dir.display()),
+    };
     let running = start(config, &tasks, StdRng::from_os_rng()).await?;
     if running.is_new {
         let url = if running.urls.is_empty() { " --url https://HOST:PORT" } else { "" };
-        tracing::info!("nobody has joined yet; make a join token with: wiremesh token create --ttl 24h --uses 1{url}");
+        tracing::info!(
+            "nobody has joined yet; make a join token with: wiremesh token create --ttl 24h --uses 1{url}{elsewhere}"
+        );
     }
     watchdog::ready();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        () = tasks.stopped() => {}
-        _ = terminate.recv() => tracing::info!(signal = "SIGTERM", "stopping"),
-        _ = interrupt.recv() => tracing::info!(signal = "SIGINT", "stopping"),
+    let mut hangup = signal(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            () = tasks.stopped() => {}
+            _ = terminate.recv() => tracing::info!(signal = "SIGTERM", "stopping"),
+            _ = interrupt.recv() => tracing::info!(signal = "SIGINT", "stopping"),
+            _ = hangup.recv() => {
+                tracing::info!("SIGHUP: the configuration stays as it was read at the start");
+                continue;
+            }
+        }
+        break;
     }
     watchdog::stopping();
     let all_left = tasks.drain(serve::DRAIN + Duration::from_secs(5)).await;

@@ -12,6 +12,7 @@ mod renewing;
 mod session;
 
 pub use client::Client;
+pub use disk::LOCK;
 pub use handle::{Event, Handle, MAX_EVENTS, NotRenewed, Sources, Status};
 pub use http::{ClientError, EXCHANGE_TIMEOUT};
 pub use join::{JoinRefused, Member, Settings, load_or_join};

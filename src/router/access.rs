@@ -291,7 +291,7 @@ impl Facts {
 
     /// Why the request went where it went, for `x-wiremesh-route`.
     pub fn route(&self) -> HeaderValue {
-        let nowhere = Route { source: Source::Local, ways: Vec::new() };
+        let nowhere = Route { source: Source::Local, ways: Vec::new(), forbidden: false };
         let tried = self.attempts.iter().map(|tried| (tried.worker.as_str(), tried.path, tried.why.as_deref()));
         self.route.as_ref().unwrap_or(&nowhere).header(tried)
     }

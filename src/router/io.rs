@@ -125,6 +125,11 @@ impl Router {
         self.shared.parts.services.drain();
     }
 
+    /// Services of this node take requests again.
+    pub fn stay(&self) {
+        self.shared.parts.services.reopen();
+    }
+
     /// Whether it was asked to.
     pub fn is_draining(&self) -> bool {
         self.shared.is_draining()

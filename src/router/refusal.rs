@@ -94,8 +94,8 @@ pub enum Refusal {
         /// What was asked for.
         target: Target,
     },
-    /// This agent is stopping.
-    #[error("this agent is stopping")]
+    /// This agent takes nothing new, and nobody else offers what was asked for.
+    #[error("this agent takes no new requests: it is draining, or stops")]
     Draining,
     /// There is no such page.
     #[error("there is nothing at this path; services are at /service/NAME")]

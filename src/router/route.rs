@@ -27,6 +27,8 @@ pub struct Route {
     pub source: Source,
     /// In the order in which they are tried.
     pub ways: Vec<Way>,
+    /// Whether there are workers that the mesh's policy does not let this node call.
+    pub forbidden: bool,
 }
 
 /// One way to one worker.
@@ -54,7 +56,7 @@ impl Route {
     /// For `GET /routes/{service}`.
     pub fn json(&self, service: &str) -> Value {
         let ways: Vec<Value> = self.ways.iter().map(Way::json).collect();
-        json!({ "service": service, "source": self.source.as_str(), "ways": ways })
+        json!({ "service": service, "source": self.source.as_str(), "ways": ways, "forbidden": self.forbidden })
     }
 
     /// As a header, with the ways that were `tried` and why they failed.
@@ -152,7 +154,7 @@ mod tests {
     #[test]
     fn the_header_tells_the_ways_in_order_with_what_speaks_against_them_and_what_was_tried() {
         let ann = Way { score: None, excluded: Some("ejected"), path: Path::Tunnel, ..way("ann") };
-        let route = Route { source: Source::Dht, ways: vec![way("bob"), ann] };
+        let route = Route { source: Source::Dht, ways: vec![way("bob"), ann], forbidden: false };
 
         let header =
             route.header([("bob", Path::Overlay, Some("\"gone\" é\r\n")), ("ann", Path::Tunnel, None)].into_iter());
@@ -166,7 +168,7 @@ mod tests {
 
     #[test]
     fn the_header_is_bounded_however_many_ways_there_are() {
-        let route = Route { source: Source::Cache, ways: vec![way(&"b".repeat(60)); 128] };
+        let route = Route { source: Source::Cache, ways: vec![way(&"b".repeat(60)); 128], forbidden: false };
 
         let header = route.header([("bob", Path::Overlay, Some(&"x".repeat(256)[..])); 8].into_iter());
 
@@ -177,11 +179,11 @@ mod tests {
 
     #[test]
     fn the_page_has_every_part() {
-        let route = Route { source: Source::Dht, ways: vec![way("bob")] };
+        let route = Route { source: Source::Dht, ways: vec![way("bob")], forbidden: false };
 
         assert_eq!(
             route.json("ocr"),
-            json!({"service": "ocr", "source": "dht", "ways": [{
+            json!({"service": "ocr", "source": "dht", "forbidden": false, "ways": [{
                 "path": "overlay", "worker": "bob", "load": 0.5, "age_seconds": 3, "score": 0.812,
                 "parts": {"work": 0.8, "rtt": 0.012}, "report_age_seconds": null, "ejected": false, "excluded": null,
             }]})

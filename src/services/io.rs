@@ -119,6 +119,17 @@ impl Handle {
         self.shared.services.keys()
     }
 
+    /// Whether there is such a service here, up or not.
+    pub fn is_configured(&self, service: &ServiceName) -> bool {
+        self.shared.services.contains_key(service)
+    }
+
+    /// Whether the command of a service was started for the first time just now, and may not listen yet.
+    pub fn is_starting(&self, service: &ServiceName) -> bool {
+        let service = self.shared.services.get(service);
+        service.is_some_and(|service| lock(&service.door).standing.is_starting(clock::now()))
+    }
+
     /// How busy this node is.
     pub fn load(&self) -> Load {
         let services = self.shared.services.values();

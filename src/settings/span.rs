@@ -55,7 +55,22 @@ impl fmt::Display for Span {
 
 impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Span, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+        deserializer.deserialize_str(Text)
+    }
+}
+
+/// Reads a duration's text. A bare number has no unit.
+struct Text;
+
+impl de::Visitor<'_> for Text {
+    type Value = Span;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a duration in quotes, with its unit: \"90s\", \"15m\", \"24h\", \"7d\"")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Span, E> {
+        text.parse().map_err(E::custom)
     }
 }
 
@@ -80,6 +95,15 @@ mod tests {
         for bad in ["", "7", "d", "7 d", "-1d", "7w", "99999999999999999999s", "999999999999999999y", "1h30"] {
             assert!(bad.parse::<Span>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_number_alone_is_told_what_is_missing() {
+        let read = |text: &str| toml::from_str::<std::collections::BTreeMap<String, Span>>(text);
+
+        assert_eq!(read("a = \"30s\"").unwrap()["a"], Span(Duration::from_secs(30)));
+        let error = read("a = 30").unwrap_err().to_string();
+        assert!(error.contains("integer `30`, expected a duration in quotes"), "{error}");
     }
 
     #[test]

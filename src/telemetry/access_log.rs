@@ -112,7 +112,13 @@ async fn again(file: &mut Option<(PathBuf, Signal)>) {
     }
 }
 
+/// Makes the file, and its folder, if need be.
 async fn append(path: &Path) -> anyhow::Result<File> {
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists()) {
+        // Just this one: a longer way that is not there is a slip.
+        let made = tokio::fs::DirBuilder::new().mode(0o750).create(folder).await;
+        made.with_context(|| format!("making {} for the access log", folder.display()))?;
+    }
     let mut options = OpenOptions::new();
     options.append(true).create(true).mode(0o640);
     options.open(path).await.with_context(|| format!("opening the access log {}", path.display()))
@@ -169,10 +175,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_cannot_be_opened_is_told_at_the_start() {
-        let failed = AccessLog::open(&To::File("/nowhere/access.log".into())).await;
+    async fn a_folder_that_is_not_there_is_made_and_what_cannot_be_opened_is_told_at_the_start() {
+        let above = tempfile::tempdir().unwrap();
+        let file = above.path().join("log/access.log");
 
-        assert!(failed.is_err_and(|error| error.to_string().contains("/nowhere/access.log")));
+        AccessLog::open(&To::File(file.clone())).await.unwrap();
+        let failed = AccessLog::open(&To::File(above.path().join("log/there/is/none/access.log"))).await;
+
+        assert!(file.exists());
+        assert!(failed.is_err_and(|error| error.to_string().contains("log/there/is/none")));
     }
 
     /// The file once it is there with so many lines.

@@ -24,6 +24,7 @@ use crate::{
     clock,
     router::{Side, Span, Value},
     task::CancellationToken,
+    words,
 };
 
 /// Spans that wait to be sent. With the batch under way that is all the memory a dead collector costs.
@@ -54,6 +55,8 @@ pub struct Settings {
 pub struct Exporter {
     otlp: SpanExporter,
     scope: InstrumentationScope,
+    /// For people.
+    endpoint: String,
     seldom: Seldom,
 }
 
@@ -76,7 +79,7 @@ impl Exporter {
             .with_http()
             .with_http_client(http)
             .with_protocol(Protocol::HttpBinary)
-            .with_endpoint(endpoint)
+            .with_endpoint(endpoint.clone())
             .with_timeout(EXPORT_TIMEOUT)
             .build()?;
         let resource = Resource::builder_empty()
@@ -86,7 +89,7 @@ impl Exporter {
             .build();
         otlp.set_resource(&resource);
         let scope = InstrumentationScope::builder("wiremesh").with_version(env!("CARGO_PKG_VERSION")).build();
-        Ok(Exporter { otlp, scope, seldom: Seldom::default() })
+        Ok(Exporter { otlp, scope, endpoint, seldom: Seldom::default() })
     }
 
     /// Sends `spans` until `stop`, and once more what is in the queue then. What is not taken counts as `dropped`.
@@ -126,12 +129,12 @@ impl Exporter {
         let batch = batch.into_iter().map(|span| data_of(span, &self.scope)).collect();
         let why = match tokio::time::timeout(within, self.otlp.export(batch)).await {
             Ok(Ok(())) => return,
-            Ok(Err(error)) => error.to_string(),
+            Ok(Err(error)) => words::few(format_args!("{:#}", anyhow::Error::new(error))),
             Err(_) => "no answer in time".to_owned(),
         };
         dropped.inc_by(count);
         if self.seldom.is_due(clock::now()) {
-            tracing::warn!(spans = count, why, "the collector did not take spans");
+            tracing::warn!(spans = count, collector = self.endpoint, why, "the collector did not take spans");
         }
     }
 }

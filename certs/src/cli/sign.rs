@@ -130,7 +130,7 @@ pub fn lifetime_within(
             let until = ca.not_after();
             Err(Box::new(move |signing| {
                 Failure::new(signing, format!("it would outlive its authority, which ends at {until}"))
-                    .hint(format!("a --duration of at most {}", spell(left)))
+                    .hint(format!("a --duration of at most {}", spell(left).replace(' ', "")))
             }))
         }
     }

@@ -25,7 +25,10 @@ pub async fn run(target: &str, json: bool, socket: &Path, out: &mut impl Write) 
     if json {
         writeln!(out, "{}", serde_json::to_string_pretty(&plan)?)?;
     } else {
-        out.write_all(table(service, plan["source"].as_str().unwrap_or("-"), ways).as_bytes())?;
+        match ways.is_empty() && plan["forbidden"] == true {
+            true => writeln!(out, "{service}: the mesh's policy does not let this node call it")?,
+            false => out.write_all(table(service, plan["source"].as_str().unwrap_or("-"), ways).as_bytes())?,
+        }
     }
     Ok(if ways.is_empty() { NOT_SO } else { DONE })
 }

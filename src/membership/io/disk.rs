@@ -14,7 +14,8 @@ use wiremesh_certs::{
 
 use crate::membership::state::{self, MemberFile, SeedsFile};
 
-const LOCK: &str = "agent.lock";
+/// Held by the agent whose state directory it is in.
+pub const LOCK: &str = "agent.lock";
 pub(super) const IDENTITY: &str = "identity.key";
 pub(super) const WIREGUARD: &str = "wireguard.key";
 const AUTHORITY: &str = "ca.crt";

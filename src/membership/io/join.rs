@@ -234,10 +234,7 @@ fn load(
                     Ok(Loaded::Ended(Ended { trust, list, before, chain }))
                 }
                 Ok(_) => bail!("the certificate in {directory} cannot be used: {refused}, and is not ours; {RESTORE}"),
-                Err(worse) => {
-                    let hint = worse.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
-                    bail!("the certificate in {directory} cannot be used: {worse}{hint}")
-                }
+                Err(worse) => bail!("the certificate in {directory} cannot be used: {worse}{}", advice(&worse)),
             };
         }
         Err(BadAnswer::NotOurs { what: "name", given, wanted }) => bail!(
@@ -249,13 +246,23 @@ fn load(
             Offset::behind(not_before.saturating_since(now))
         ),
         Err(BadAnswer::Refused(refused)) => {
-            let hint = refused.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
-            bail!("the certificate in {directory} cannot be used: {refused}{hint}")
+            bail!("the certificate in {directory} cannot be used: {refused}{}", advice(&refused))
         }
         Err(other) => bail!("node.crt in {directory} cannot be used: {other}"),
     };
     let seeds = disk.seeds().believed(&trust, now);
     Ok(Loaded::Member(Known { trust, verified, seeds, list }))
+}
+
+/// What to do when our own certificate is refused. Whoever is revoked is so with its keys: a token alone does not help.
+fn advice(refused: &Refused) -> String {
+    match refused {
+        Refused::Revoked { .. } => {
+            "; if this machine is to be a member again, move the state directory away and join with a new token"
+                .to_owned()
+        }
+        other => other.hint().map(|hint| format!("; {hint}")).unwrap_or_default(),
+    }
 }
 
 fn is_ours(before: &Renewable, identity: &IdentityKey, wg: &WgPrivateKey, name: &NodeName) -> bool {

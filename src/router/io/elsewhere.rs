@@ -54,7 +54,11 @@ impl Shared {
         }
         let service = subject(&target);
         let found = self.find_target(&target).await;
-        outgoing.account.on_route(|| Route { source: found.source, ways: self.ways(&service, &found.workers) });
+        outgoing.account.on_route(|| Route {
+            source: found.source,
+            ways: self.ways(&service, &found.workers),
+            forbidden: found.forbidden,
+        });
         let selection = self.select(&service, &found.workers, outgoing.affinity);
         let mut plan = Plan::new(selection.ways, outgoing.needs.repeatable);
         if matches!(&not_here, NotHere::Failed(Failed { failure: Failure::Uncertain, .. })) {
@@ -280,7 +284,7 @@ impl Shared {
             excluded: None,
         });
         let others = self.ways(service, &found.workers);
-        Route { source, ways: local.into_iter().chain(others).collect() }
+        Route { source, ways: local.into_iter().chain(others).collect(), forbidden: found.forbidden }
     }
 
     pub(super) async fn find(&self, offer: &Offer) -> Found {

@@ -63,7 +63,9 @@ impl Shared {
     pub(super) async fn here(&self, mut outgoing: Outgoing) -> Result<Answer, (Outgoing, NotHere)> {
         let queued_at = clock::now();
         if self.is_draining() {
-            return Err((outgoing, NotHere::Draining));
+            let target = &outgoing.needs.target;
+            let is_ours = self.service_of(target).is_some_and(|service| self.parts.services.is_configured(&service));
+            return Err((outgoing, if is_ours { NotHere::Draining } else { NotHere::NotOffered }));
         }
         // Our own clients have our services anyway, whatever others may.
         let serves = |service: &ServiceName| match &outgoing.believed {

@@ -47,7 +47,7 @@ pub async fn create_token(
     let urls = if body.urls.is_empty() {
         shared.urls.clone()
     } else {
-        body.urls.iter().map(|url| public_url(url)).collect::<Result<_, _>>().map_err(|error| bad(error.to_string()))?
+        body.urls.iter().map(|url| public_url(url)).collect::<Result<_, _>>().map_err(bad)?
     };
     if urls.is_empty() || urls.len() > MAX_URLS {
         let problem = Problem::new(StatusCode::BAD_REQUEST, "no_url", "the token must say where the coordinator is");
