@@ -79,7 +79,8 @@ pub struct Line {
     pub service: Option<String>,
     /// The model asked for, if the request named a model.
     pub model: Option<String>,
-    /// The member who sent the request on; null if it came from a client of ours.
+    /// The member who sent the request on, by the name in its certificate; by its overlay address if it has none. Null if
+    /// it came from a client of ours.
     pub from: Option<String>,
     /// Who answered, or was asked last.
     pub worker: Option<String>,
@@ -245,13 +246,13 @@ impl Facts {
     }
 
     /// What it asks for, and which member sent it on.
-    pub fn on_target(&mut self, target: &Target, from: Option<&NodeName>) {
+    pub fn on_target(&mut self, target: &Target, from: Option<&str>) {
         let name = Some(target.as_str().to_owned());
         match target {
             Target::Service(_) => self.line.service = name,
             Target::Model(_) => self.line.model = name,
         }
-        self.line.from = from.map(|from| from.as_str().to_owned());
+        self.line.from = from.map(str::to_owned);
     }
 
     /// This service of ours is to answer it.

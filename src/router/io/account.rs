@@ -81,7 +81,7 @@ impl Account {
     }
 
     /// What the request asks for, and which member sent it on.
-    pub fn on_target(&self, target: &Target, from: Option<&NodeName>) {
+    pub fn on_target(&self, target: &Target, from: Option<&str>) {
         self.note(|facts| facts.on_target(target, from));
     }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use tokio::sync::watch;
-use wiremesh_certs::{OverlayIp, ServiceName, Trust, TrustStore, Verified};
+use wiremesh_certs::{NodeName, OverlayIp, ServiceName, Trust, TrustStore, Verified};
 
 use crate::{
     clock,
@@ -100,7 +100,12 @@ impl Believed {
 
     /// Its name, for people.
     pub fn name(&self) -> &str {
-        self.member.as_ref().map_or("a WireGuard peer without a certificate", |member| member.name().as_str())
+        self.certified_name().map_or("a WireGuard peer without a certificate", NodeName::as_str)
+    }
+
+    /// Its name, if it has a certificate that says one.
+    pub fn certified_name(&self) -> Option<&NodeName> {
+        self.member.as_ref().map(Verified::name)
     }
 
     /// Whether the mesh's policy lets it call a service.

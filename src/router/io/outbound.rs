@@ -5,7 +5,7 @@
 //!                             └─ of another agent ────► only_here
 //! ```
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use http::{HeaderValue, Request};
 use hyper::body::Incoming;
@@ -49,6 +49,15 @@ pub(super) struct Caller {
     pub connections: Arc<Connections>,
 }
 
+impl Caller {
+    /// Which other node sent the request on: its name, or its overlay address if it has no certificate.
+    fn sent_on_by(&self) -> Option<Cow<'_, str>> {
+        let Whence::Member(address) = self.whence else { return None };
+        let name = self.believed.as_ref().and_then(Believed::certified_name);
+        Some(name.map_or_else(|| address.to_string().into(), |name| name.as_str().into()))
+    }
+}
+
 impl Shared {
     /// Answers a request for a service or a model. The door has checked who asks.
     pub(super) async fn answer_call(self: &Arc<Shared>, request: Request<Incoming>, caller: Caller) -> Answer {
@@ -81,7 +90,7 @@ impl Shared {
         let upgrade = headers::upgrade(request.headers());
         let turn = upgrade.is_some().then(|| Turn {
             client: hyper::upgrade::on(&mut request),
-            connections: caller.connections,
+            connections: caller.connections.clone(),
             believed: caller.believed.clone(),
         });
         let expects = headers::expects(request.headers());
@@ -100,8 +109,8 @@ impl Shared {
         headers::strip_ours(&mut parts.headers, None);
         headers::move_host(&mut parts.headers, &parts.uri);
         let to_client = forwarded.is_none();
-        account.on_target(&needs.target, forwarded.as_ref().map(|via| &via.origin));
-        let via = forwarded.unwrap_or_else(|| Via { origin: self.parts.name.clone(), call });
+        account.on_target(&needs.target, caller.sent_on_by().as_deref());
+        let via = self.via(&caller, forwarded, call);
         parts.headers.insert(headers::REQUEST_ID, request_id);
         let affinity = parts.headers.get(headers::SESSION_ID).map(|session| Affinity::of(session.as_bytes()));
         let by_us = to_client && whence == Whence::Client;
@@ -140,6 +149,18 @@ impl Shared {
             first.to_str().ok().and_then(|text| text.parse::<Via>().ok()).ok_or(Refusal::Header("x-wiremesh-via"))?;
         // It left us once: an upstream of somebody, maybe our own, leads back to an agent.
         if via.origin == self.parts.name { Err(Refusal::HopLimit) } else { Ok(Some(via)) }
+    }
+
+    /// Who sent the request into the mesh, and as which call, as its upstream is told: another node is who the door says
+    /// it is, whatever name the request bears. One without a certificate has entered the mesh here.
+    fn via(&self, caller: &Caller, said: Option<Via>, call: CallId) -> Via {
+        let (said_origin, call) = said.map_or((None, call), |via| (Some(via.origin), via.call));
+        let origin = match &caller.believed {
+            Some(by) => by.certified_name().cloned(),
+            // An upstream of another node that leads to an agent on its machine: the name ends loops.
+            None => said_origin,
+        };
+        Via { origin: origin.unwrap_or_else(|| self.parts.name.clone()), call }
     }
 
     /// A request from a client of ours: here if we can, else by the best worker. It does not wait in our line while

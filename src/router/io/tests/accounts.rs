@@ -13,6 +13,7 @@ async fn a_request_over_the_overlay_is_a_line_at_both_agents() {
     let client = mesh.agent("alice", 2, None).await;
     let worker = mesh.agent("bob", 3, Service::ocr(named("there").await.0)).await;
     client.knows([nobody(9).await, worker.by_overlay()]);
+    mesh.speaks(&client.key);
 
     let answer = post(client.url("/service/ocr/v1"), text("body")).await;
     let id = said(&answer, "x-request-id").to_owned();
@@ -31,6 +32,57 @@ async fn a_request_over_the_overlay_is_a_line_at_both_agents() {
     assert_eq!([at_alice.from.as_deref(), at_bob.from.as_deref()], [None, Some("alice")]);
     assert_eq!([at_alice.path.as_deref(), at_bob.path.as_deref()], [Some("overlay"), Some("local")]);
     assert!((1..=2).contains(&at_alice.attempts) && at_bob.attempts == 1, "{at_alice:?} {at_bob:?}");
+}
+
+#[tokio::test]
+async fn who_sent_a_request_on_is_who_the_door_let_in_whatever_name_it_bears() {
+    let (mesh, mut lines, _) = heard();
+    let echo = upstream(async |request: Request<_>| {
+        Ok(Response::new(text(request.headers()["x-wiremesh-via"].as_bytes().to_vec())))
+    })
+    .await;
+    let worker = mesh.agent("bob", 3, Service::ocr(echo)).await;
+    let (mallory, chain) = mesh.member("mallory", 66);
+    let call = |n: u8| format!("{n:032x}");
+    let forged = |n: u8| Some(format!("alice;{}", call(n)));
+    let ask = async |url: String, path: &str, via: Option<String>, proof: Option<String>| {
+        let mut request = Request::get(format!("{url}{path}"));
+        for (name, value) in [("x-wiremesh-via", via), ("authorization", proof)] {
+            if let Some(value) = value {
+                request = request.header(name, value);
+            }
+        }
+        let seen = read(client().request(request.body(text("")).unwrap()).await.unwrap()).await;
+        seen.split_once(';').map(|(name, call)| (name.to_owned(), call.to_owned())).unwrap()
+    };
+    let (overlay, ingress) = (format!("http://{}", worker.overlay), format!("http://{}", worker.ingress));
+    let audience = worker.id.to_hex();
+    let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(9);
+    let mut proof = || {
+        wiremesh_certs::proof_header(&mallory, &chain, &audience, "GET", "/service/ocr", crate::clock::unix(), &mut rng)
+            .ok()
+    };
+
+    mesh.speaks(&mallory);
+    for (url, via, proof, id) in [
+        (&overlay, forged(1), None, Some(call(1))),
+        (&overlay, None, None, None),
+        (&ingress, forged(2), proof(), Some(call(2))),
+        (&ingress, None, proof(), None),
+    ] {
+        let (name, seen) = ask(url.clone(), "/service/ocr", via, proof).await;
+
+        assert_eq!((name.as_str(), lines.recv().await.unwrap().from.as_deref()), ("mallory", Some("mallory")));
+        assert!(id.is_none_or(|id| id == seen), "the call is the one that its caller asks about");
+    }
+
+    // A standard WireGuard peer has no name, and what a client of ours says is no member's word.
+    *mesh.register.speaks.lock().unwrap() = None;
+    for (url, sees, from) in [(overlay, "bob", Some("127.0.0.1")), (worker.url(""), "alice", None)] {
+        let (name, _) = ask(url, "/service/ocr", forged(from.map_or(3, |_| 4)), None).await;
+
+        assert_eq!((name.as_str(), lines.recv().await.unwrap().from.as_deref()), (sees, from));
+    }
 }
 
 #[tokio::test]

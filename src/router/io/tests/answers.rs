@@ -193,6 +193,7 @@ async fn an_upstream_that_leads_back_to_its_agent_is_a_loop_not_a_storm() {
     .await;
     let worker = mesh.agent("bob", 3, Service::ocr(leads_back)).await;
     agent.knows([worker.by_overlay()]);
+    mesh.speaks(&agent.key);
 
     let answer = get(agent.url("/service/ocr")).await;
 
