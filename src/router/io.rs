@@ -46,7 +46,7 @@ use hyper_util::{
 };
 pub use overlay::CONNECT_TIMEOUT;
 use rand::{SeedableRng, rngs::SmallRng};
-pub use replay::{ALL_AHEAD_BYTES, MAX_AHEAD_BYTES, REPLAY_BUFFER_BYTES};
+pub use replay::{ALL_AHEAD_BYTES, MAX_AHEAD_BYTES, MAX_WAITING_FOR_ROOM, REPLAY_BUFFER_BYTES};
 pub use serve::{MAX_CONNECTIONS, serve};
 use wiremesh_certs::{NodeId, NodeName, OverlayIp, TrustStore};
 
@@ -113,7 +113,7 @@ impl Router {
                 counters: Counters::default(),
                 belief: Belief::new(parts.members.clone(), parts.trust.clone()),
                 models: openai::Models::default(),
-                peeks: openai::room(),
+                peeks: openai::Peeks::new(),
                 parts,
             }),
         })
@@ -193,8 +193,8 @@ struct Shared {
     models: openai::Models,
     /// Who may be here, and what for.
     belief: Arc<Belief>,
-    /// Room for what is read ahead of bodies.
-    peeks: Arc<tokio::sync::Semaphore>,
+    /// Who may have read ahead, and how far.
+    peeks: openai::Peeks,
 }
 
 impl Shared {

@@ -11,6 +11,8 @@ use super::{BadModel, BadPath, ModelName, Target, headers::MAX_HEADER_BYTES};
 const MISSING_FOR: Duration = Duration::from_secs(5);
 /// When to ask again if every worker is known but none was reached.
 const UNREACHABLE_FOR: Duration = Duration::from_secs(2);
+/// When to ask again if too many bodies are being read: most take a moment.
+const ROOM_AGAIN_IN: Duration = Duration::from_secs(1);
 
 /// Whether the request was executed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -59,6 +61,11 @@ pub enum Refusal {
     /// All who offer it are full.
     #[error("all workers that offer the service are full")]
     Full(Duration),
+    /// It cannot be told yet what is asked for: too many bodies are being read for that.
+    #[error(
+        "too many requests have to be read before it is known what they ask for: name the model in the header x-wiremesh-model"
+    )]
+    NoRoom,
     /// A worker died before it answered; the request may have reached it.
     #[error("the worker was lost before it answered: {0}")]
     Interrupted(String),
@@ -112,7 +119,7 @@ impl Refusal {
             Refusal::ServiceNotFound(_) | Refusal::NobodyReached { .. } | Refusal::Draining => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            Refusal::Full(_) => StatusCode::TOO_MANY_REQUESTS,
+            Refusal::Full(_) | Refusal::NoRoom => StatusCode::TOO_MANY_REQUESTS,
             Refusal::Interrupted(_) => StatusCode::BAD_GATEWAY,
             Refusal::Duplicate => StatusCode::CONFLICT,
             Refusal::HopLimit => StatusCode::LOOP_DETECTED,
@@ -133,6 +140,7 @@ impl Refusal {
             Refusal::Model(bad) => bad.kind(),
             Refusal::NobodyReached { .. } => "no_worker_reached",
             Refusal::Full(_) => "overloaded",
+            Refusal::NoRoom => "no_room_to_read",
             Refusal::Interrupted(_) => "upstream_interrupted",
             Refusal::Duplicate => "duplicate_call",
             Refusal::HopLimit => "hop_limit",
@@ -163,6 +171,7 @@ impl Refusal {
             Refusal::ServiceNotFound(_) => MISSING_FOR,
             Refusal::NobodyReached { .. } | Refusal::Draining => UNREACHABLE_FOR,
             Refusal::Full(after) => *after,
+            Refusal::NoRoom => ROOM_AGAIN_IN,
             _ => return None,
         };
         Some((after.as_secs() + u64::from(after.subsec_nanos() > 0)).max(1))
@@ -220,6 +229,7 @@ mod tests {
                 true,
             ),
             (Refusal::Full(Duration::from_millis(2500)), 429, "overloaded", "no", true),
+            (Refusal::NoRoom, 429, "no_room_to_read", "no", true),
             (Refusal::Interrupted(String::new()), 502, "upstream_interrupted", "unknown", false),
             (Refusal::Duplicate, 409, "duplicate_call", "unknown", false),
             (Refusal::HopLimit, 508, "hop_limit", "no", false),

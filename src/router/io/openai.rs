@@ -15,14 +15,13 @@ use futures::{StreamExt, stream};
 use http::{HeaderMap, HeaderValue, Request, Uri, header, request::Parts, uri::PathAndQuery};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use tokio::sync::Semaphore;
-use wiremesh_certs::{Offer, ServiceName};
+use wiremesh_certs::{Offer, OverlayIp, ServiceName};
 
 use super::{
     Shared,
     believed::Believed,
     outbound::Whence,
-    replay::{ALL_AHEAD_BYTES, AttemptBody, MAX_AHEAD_BYTES, Replay},
+    replay::{AttemptBody, MAX_AHEAD_BYTES, NotRead, REPLAY_BUFFER_BYTES, Replay, Room},
 };
 use crate::{
     clock,
@@ -31,6 +30,7 @@ use crate::{
         openai::{self, Listed, Names, Peeked, Served},
     },
     services::{self, Asker, Reservation, Upstream},
+    shares::Shares,
 };
 
 /// What others serve is asked again when this old.
@@ -47,6 +47,13 @@ const MAX_ASKING: usize = 16;
 const MAX_LIST_BYTES: usize = 512 * 1024;
 /// A body whose model has not come after this is given up: it holds room that others wait for.
 const PEEK_WITHIN: Duration = Duration::from_secs(120);
+/// The same for another node. An agent names the model in a header; this is for programs that ask us without one of
+/// their own, and their bodies are read no further than [`REPLAY_BUFFER_BYTES`].
+const MEMBER_PEEK_WITHIN: Duration = Duration::from_secs(10);
+/// Bodies of other nodes that are read at once: 8 MiB in all. Beyond, they are told to come back.
+const MEMBER_PEEKS: usize = 128;
+/// The same of one node.
+const MEMBER_PEEKS_EACH: usize = 16;
 /// Where an agent, and an upstream, lists its models.
 const MODELS: &str = "/v1/models";
 
@@ -57,9 +64,18 @@ pub(super) struct Models(tokio::sync::Mutex<Option<(Instant, Others)>>);
 
 type Others = Arc<[(Worker, Vec<ModelName>)]>;
 
-/// Room for what is read ahead of all bodies.
-pub(super) fn room() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(ALL_AHEAD_BYTES))
+/// Who may have read ahead of their bodies, and how far.
+pub(super) struct Peeks {
+    room: Room,
+    /// Other nodes have no part of that room: policy is asked only once it is known what they ask for.
+    members: Shares<OverlayIp>,
+}
+
+impl Peeks {
+    /// Nothing is being read.
+    pub fn new() -> Peeks {
+        Peeks { room: Room::new(), members: Shares::new(MEMBER_PEEKS, MEMBER_PEEKS_EACH) }
+    }
 }
 
 /// Whether a request is one for a model.
@@ -107,27 +123,34 @@ impl Shared {
         parts: &Parts,
         asked: &PathAndQuery,
         replay: &Replay,
+        whence: Whence,
     ) -> Result<Needs, Refusal> {
         let names = openai::call(&parts.method, asked).ok_or(Refusal::NotFound)?;
         let model = match (parts.headers.get(headers::MODEL), names) {
             (Some(named), _) => ModelName::from_header(named).ok_or(Refusal::Header("x-wiremesh-model"))?,
             (None, Names::InQuery(model)) => model.ok_or(BadModel::Missing)?,
-            (None, Names::InBody) => self.peek(&parts.headers, replay).await?,
+            (None, Names::InBody) => self.peek(&parts.headers, replay, whence).await?,
         };
         Ok(Needs::of_model(&parts.method, asked, model)?)
     }
 
-    async fn peek(&self, headers: &HeaderMap, replay: &Replay) -> Result<ModelName, Refusal> {
+    async fn peek(&self, headers: &HeaderMap, replay: &Replay, whence: Whence) -> Result<ModelName, Refusal> {
+        let (most, within, _place) = match whence {
+            Whence::Client => (MAX_AHEAD_BYTES, PEEK_WITHIN, None),
+            Whence::Member(member) => {
+                let place = self.peeks.members.take(member).ok_or(Refusal::NoRoom)?;
+                (REPLAY_BUFFER_BYTES, MEMBER_PEEK_WITHIN, Some(place))
+            }
+        };
         let mut peek = openai::peek(headers);
-        let looking = replay.peek(&self.peeks, |piece| Some(peek.push(piece)).filter(|seen| *seen != Peeked::More));
-        match tokio::time::timeout(PEEK_WITHIN, looking).await {
+        let look = |piece: &[u8]| Some(peek.push(piece)).filter(|seen| *seen != Peeked::More);
+        match tokio::time::timeout(within, replay.peek(most, &self.peeks.room, look)).await {
             Ok(Ok(Some(Peeked::Model(model)))) => Ok(model),
             Ok(Ok(Some(Peeked::Bad(why)))) => Err(why.into()),
-            Ok(Ok(None | Some(Peeked::More))) if replay.ahead_bytes() >= MAX_AHEAD_BYTES => {
-                Err(BadModel::TooFar(MAX_AHEAD_BYTES).into())
-            }
+            Ok(Ok(None | Some(Peeked::More))) if replay.ahead_bytes() >= most => Err(BadModel::TooFar(most).into()),
             Ok(Ok(None | Some(Peeked::More))) => Err(peek.end().into()),
-            Ok(Err(_)) => Err(BadModel::Body("it broke off").into()),
+            Ok(Err(NotRead::Broken(_))) => Err(BadModel::Body("it broke off").into()),
+            Ok(Err(NotRead::NoRoom)) => Err(Refusal::NoRoom),
             Err(_) => Err(BadModel::Body("it did not come in time").into()),
         }
     }

@@ -99,7 +99,7 @@ impl Shared {
         let replay = Replay::new(body, expects).counting(account.received());
         let needs = match needs {
             Some(needs) => needs,
-            None => Box::pin(self.needs_of_model(&parts, &asked, &replay)).await?,
+            None => Box::pin(self.needs_of_model(&parts, &asked, &replay, whence)).await?,
         };
         if let Some(by) = &caller.believed {
             self.admit(by, &needs.target)?;

@@ -29,6 +29,39 @@ pub const MAX_AHEAD_BYTES: usize = 32 * 1024 * 1024;
 /// What may be read ahead of all bodies together, not counting the first [`REPLAY_BUFFER_BYTES`] of each. Beyond it a
 /// request waits until others have been passed on.
 pub const ALL_AHEAD_BYTES: usize = 4 * MAX_AHEAD_BYTES;
+/// Requests that may wait for that. Beyond, they are told to come back.
+pub const MAX_WAITING_FOR_ROOM: usize = 64;
+
+/// Room for what is read ahead of all bodies.
+pub struct Room {
+    bytes: Arc<Semaphore>,
+    waiting: Semaphore,
+}
+
+impl Room {
+    /// All of it is free.
+    pub fn new() -> Room {
+        Room { bytes: Arc::new(Semaphore::new(ALL_AHEAD_BYTES)), waiting: Semaphore::new(MAX_WAITING_FOR_ROOM) }
+    }
+
+    /// All at once: who waits here holds nothing that another waits for.
+    pub(super) async fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, NotRead> {
+        let _place = self.waiting.try_acquire().map_err(|_| NotRead::NoRoom)?;
+        // Never closed.
+        self.bytes.clone().acquire_many_owned(bytes as u32).await.map_err(|_| NotRead::NoRoom)
+    }
+}
+
+/// Why nothing more is read ahead of a body.
+#[derive(Debug, thiserror::Error)]
+pub enum NotRead {
+    /// It broke off.
+    #[error(transparent)]
+    Broken(#[from] BodyBroken),
+    /// Others take all the room, and enough wait for it.
+    #[error("no room")]
+    NoRoom,
+}
 
 /// Why a body ended before its end.
 #[derive(Debug, thiserror::Error)]
@@ -139,12 +172,14 @@ impl Replay {
     }
 
     /// Shows what comes to `look` until that has seen enough, before the first attempt. All of it is passed on
-    /// afterwards, as if it came only then. `None` if the body ended, or goes on beyond [`MAX_AHEAD_BYTES`].
+    /// afterwards, as if it came only then. `None` if the body ended, or goes on beyond `most` bytes. What goes beyond
+    /// [`REPLAY_BUFFER_BYTES`] takes room.
     pub async fn peek<T>(
         &self,
-        room: &Arc<Semaphore>,
+        most: usize,
+        room: &Room,
         mut look: impl FnMut(&[u8]) -> Option<T>,
-    ) -> Result<Option<T>, BodyBroken> {
+    ) -> Result<Option<T>, NotRead> {
         let Some(shared) = &self.0 else { return Ok(None) };
         loop {
             let Some(piece) = std::future::poll_fn(|context| lock(&shared.state).poll_ahead(context)).await? else {
@@ -157,15 +192,14 @@ impl Replay {
                     state.give_back_room();
                     return Ok(seen);
                 }
-                if state.ahead_bytes >= MAX_AHEAD_BYTES {
+                if state.ahead_bytes >= most {
                     return Ok(None);
                 }
                 (state.ahead_bytes > REPLAY_BUFFER_BYTES && state.room.is_none()).then(|| state.most_ahead())
             };
             if let Some(wanted) = wanted {
-                // All at once: who waits here holds nothing that another waits for.
-                let all = room.clone().acquire_many_owned(wanted as u32).await;
-                lock(&shared.state).room = all.ok();
+                let all = room.take(wanted).await?;
+                lock(&shared.state).room = Some(all);
             }
         }
     }

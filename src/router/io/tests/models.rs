@@ -204,3 +204,53 @@ async fn a_forwarded_request_for_a_model_is_answered_here_or_refused() {
     assert_eq!((other.status(), said(&other, "x-wiremesh-executed")), (http::StatusCode::NOT_FOUND, "no"));
     assert_eq!(read(served).await, "not read");
 }
+
+#[tokio::test]
+async fn bodies_of_other_nodes_are_read_a_little_and_take_no_room_from_our_own_clients() {
+    let mesh = Mesh::new();
+    let agent = mesh.agent("bob", 3, Service::ocr(mirror("bob").await)).await;
+    agent.serves(&["large"]);
+    let overlay = format!("http://{}{CHAT}", agent.overlay);
+
+    // Whoever begins and stalls has a share of the places, also if policy forbids it everything.
+    mesh.rule(None, Some(&[]));
+    let (key, _) = mesh.member("mallory", 66);
+    mesh.speaks(&key);
+    let mut stalled = Vec::new();
+    let refused = loop {
+        let (pieces, body) = piped();
+        pieces.send(Ok("{\"messages\": [\"".into())).await.unwrap();
+        let mut asking = Box::pin(post(overlay.clone(), body));
+        match tokio::time::timeout(std::time::Duration::from_millis(100), &mut asking).await {
+            Ok(answer) => break answer,
+            Err(_) => stalled.push((asking, pieces)),
+        }
+    };
+    assert!((1..=64).contains(&stalled.len()), "{} are being read", stalled.len());
+    assert_eq!((refused.status().as_u16(), said(&refused, "x-wiremesh-refused")), (429, "no_room_to_read"));
+
+    // Another has its own share, a small body is served, and of a long one no more is read.
+    mesh.rule(None, None);
+    let (key, _) = mesh.member("alice", 2);
+    mesh.speaks(&key);
+    assert_eq!(post(overlay.clone(), text(chat("large"))).await.status(), 200);
+    let long = json!({"messages": ["x".repeat(512 * 1024)], "model": "large"}).to_string();
+    let too_far = post(overlay, text(long.clone())).await;
+    assert_eq!(too_far.status(), 400);
+    assert!(json(too_far).await["error"]["message"].as_str().unwrap().contains("x-wiremesh-model"));
+    assert_eq!(post(agent.url(CHAT), text(long)).await.status(), 200);
+}
+
+#[tokio::test]
+async fn who_finds_too_many_waiting_for_room_is_told_to_come_back() {
+    use crate::router::io::replay::{ALL_AHEAD_BYTES, MAX_WAITING_FOR_ROOM, NotRead, Room};
+    let room = Room::new();
+    let all = room.take(ALL_AHEAD_BYTES).await.unwrap();
+    let mut waiting = Box::pin(futures::future::join_all((0..MAX_WAITING_FOR_ROOM).map(|_| room.take(1))));
+    assert!(futures::poll!(&mut waiting).is_pending());
+
+    assert!(matches!(room.take(1).await, Err(NotRead::NoRoom)));
+
+    drop(all);
+    assert!(waiting.await.iter().all(Result::is_ok));
+}
