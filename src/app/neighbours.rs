@@ -18,8 +18,8 @@ use std::{
 use anyhow::Context;
 use axum::{
     Json, Router,
-    body::Bytes,
-    extract::{ConnectInfo, DefaultBodyLimit, Query, State},
+    body::{Body, Bytes},
+    extract::{ConnectInfo, Query, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
@@ -36,6 +36,7 @@ use crate::{
     clock, directory,
     membership::{self, io::Offered},
     overlay,
+    shares::Shares,
     task::{CancellationToken, Tasks},
 };
 
@@ -45,6 +46,8 @@ const PATH: &str = "/revocations";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// For a whole exchange with one.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Lists that are read at once, one of each neighbour. Beyond, they are told that others are: news goes many ways.
+const MAX_READ: usize = 4;
 
 /// What lists need to go from node to node. Clones share all.
 #[derive(Clone)]
@@ -53,6 +56,7 @@ pub struct Gossip {
     directory: directory::Handle,
     overlay: overlay::Handle,
     manners: Arc<Mutex<Manners>>,
+    readers: Shares<OverlayIp>,
     http: reqwest::Client,
     me: OverlayIp,
     /// Where agents listen on their overlay address.
@@ -83,7 +87,7 @@ impl Gossip {
             .pool_max_idle_per_host(0)
             .build()
             .context("preparing to speak to neighbours")?;
-        Ok(Gossip { membership, directory, overlay, manners: Arc::default(), http, me, port })
+        Ok(Gossip { membership, directory, overlay, manners: Arc::default(), readers: readers(), http, me, port })
     }
 
     /// Tells and asks from here on.
@@ -93,10 +97,7 @@ impl Gossip {
 
     /// `GET` and `POST /revocations`, for the overlay address.
     pub fn pages(&self) -> Router {
-        Router::new()
-            .route(PATH, get(give).post(take))
-            .layer(DefaultBodyLimit::max(RevocationList::MAX_BYTES))
-            .with_state(self.clone())
+        Router::new().route(PATH, get(give).post(take)).with_state(self.clone())
     }
 
     async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
@@ -191,6 +192,10 @@ impl Gossip {
     }
 }
 
+fn readers() -> Shares<OverlayIp> {
+    Shares::new(MAX_READ, 1)
+}
+
 async fn stopped(stop: &CancellationToken) -> anyhow::Result<()> {
     stop.cancelled().await;
     Ok(())
@@ -215,7 +220,11 @@ async fn give(State(neighbours): State<Gossip>, Query(Has { after }): Query<Has>
 }
 
 /// `POST /revocations`: a neighbour has taken over a list.
-async fn take(State(neighbours): State<Gossip>, ConnectInfo(peer): ConnectInfo<SocketAddr>, body: Bytes) -> Response {
+async fn take(
+    State(neighbours): State<Gossip>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    told: axum::extract::Request,
+) -> Response {
     let node = OverlayIp(peer.ip().to_canonical());
     let avoid = |why: &dyn std::fmt::Display| {
         neighbours.manners().avoid(node, clock::now());
@@ -224,6 +233,10 @@ async fn take(State(neighbours): State<Gossip>, ConnectInfo(peer): ConnectInfo<S
     if neighbours.manners().is_avoided(&node, clock::now()) {
         return refusal(StatusCode::TOO_MANY_REQUESTS, "not_listened_to", "the last list from here was not believed");
     }
+    let body = match read(&neighbours.readers, node, told.into_body()).await {
+        Ok(body) => body,
+        Err(refused) => return refused,
+    };
     let signed = match SignedRevocations::from_bytes(&body) {
         Ok(signed) => signed,
         Err(bad) => return avoid(&bad),
@@ -235,6 +248,49 @@ async fn take(State(neighbours): State<Gossip>, ConnectInfo(peer): ConnectInfo<S
     }
 }
 
+/// What a neighbour sends, if it comes in time and not too many send at once. Nothing of it is read before.
+async fn read(readers: &Shares<OverlayIp>, node: OverlayIp, body: Body) -> Result<Bytes, Response> {
+    let Some(_place) = readers.take(node) else {
+        return Err(refusal(StatusCode::SERVICE_UNAVAILABLE, "busy", "other lists are read"));
+    };
+    let reading = axum::body::to_bytes(body, RevocationList::MAX_BYTES);
+    match tokio::time::timeout(EXCHANGE_TIMEOUT, reading).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(broken)) => Err(refusal(StatusCode::BAD_REQUEST, "not_read", &format!("no list came: {broken}"))),
+        Err(_) => Err(refusal(StatusCode::REQUEST_TIMEOUT, "not_read", "the list did not come in time")),
+    }
+}
+
 fn refusal(status: StatusCode, kind: &str, message: &str) -> Response {
     (status, Json(json!({ "error": { "type": kind, "message": message } }))).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn lists_are_read_a_few_at_once_one_of_each_neighbour_and_for_a_while() {
+        let (readers, node) = (readers(), |n| OverlayIp([10, 42, 0, n].into()));
+        let stalls = || Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>());
+        let unread = || Body::from_stream(futures::stream::poll_fn(|_| -> Poll { panic!("it is not to be read") }));
+        type Poll = std::task::Poll<Option<Result<Bytes, std::io::Error>>>;
+        let status = |read: Result<Bytes, Response>| read.map_err(|refused| refused.status());
+
+        let stalled: FuturesUnordered<_> = (0..MAX_READ).map(|n| read(&readers, node(n as u8), stalls())).collect();
+        let mut stalled = std::pin::pin!(stalled.collect::<Vec<_>>());
+        assert!(futures::poll!(&mut stalled).is_pending());
+        assert_eq!(status(read(&readers, node(0), unread()).await), Err(StatusCode::SERVICE_UNAVAILABLE));
+        assert_eq!(status(read(&readers, node(200), unread()).await), Err(StatusCode::SERVICE_UNAVAILABLE));
+
+        for late in tokio::time::timeout(2 * EXCHANGE_TIMEOUT, stalled).await.expect("nobody may stall for ever") {
+            assert_eq!(status(late), Err(StatusCode::REQUEST_TIMEOUT));
+        }
+        assert_eq!(status(read(&readers, node(200), Body::from("list")).await), Ok(Bytes::from("list")));
+        let long = Body::from(vec![0; RevocationList::MAX_BYTES + 1]);
+        assert_eq!(status(read(&readers, node(0), long).await), Err(StatusCode::BAD_REQUEST));
+        let one = readers.take(node(1)).unwrap();
+        assert_eq!(status(read(&readers, node(1), unread()).await), Err(StatusCode::SERVICE_UNAVAILABLE));
+        drop(one);
+    }
 }
