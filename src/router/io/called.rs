@@ -6,17 +6,17 @@
 //! ```
 //!
 //! Who knows the id may ask. It is 128 random bits that the caller's agent made and that nobody gets to see but the
-//! worker. Where the question comes from would say less: the same caller has an overlay address on one way and a proof on
-//! the other, and asks by whichever is left.
+//! worker. Who asks counts only for how many promises it was made: there is room for so many of each member.
 
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use axum::{Json, Router as Pages, extract::Path, http::StatusCode, routing::get};
+use axum::{Extension, Json, Router as Pages, extract::Path, http::StatusCode, routing::get};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
+use wiremesh_certs::OverlayIp;
 
 use super::lock;
 use crate::{
@@ -26,6 +26,10 @@ use crate::{
 
 /// How long the answer to "is it taken" may wait for the call to leave the line.
 pub(super) const TAKEN_WITHIN: Duration = Duration::from_secs(1);
+
+/// Which member asks a page, by its overlay address, whichever way it came. Put into the request by the door.
+#[derive(Clone, Copy)]
+pub(super) struct AskedBy(pub OverlayIp);
 
 /// The calls of this node.
 pub(super) struct CallLog {
@@ -50,13 +54,18 @@ impl CallLog {
     pub fn pages(self: &Arc<CallLog>) -> Pages {
         let (asked, taken) = (self.clone(), self.clone());
         Pages::new()
-            .route("/calls/{call}", get(async move |Path(call): Path<String>| asked.answer(&call)))
+            .route(
+                "/calls/{call}",
+                get(async move |Path(call): Path<String>, Extension(AskedBy(member)): Extension<AskedBy>| {
+                    asked.answer(&call, member)
+                }),
+            )
             .route("/calls/{call}/taken", get(async move |Path(call): Path<String>| taken.answer_taken(&call).await))
     }
 
-    fn answer(&self, call: &str) -> Result<Json<Value>, StatusCode> {
+    fn answer(&self, call: &str, member: OverlayIp) -> Result<Json<Value>, StatusCode> {
         let call = call.parse().map_err(|_| StatusCode::BAD_REQUEST)?;
-        Ok(told(call, lock(&self.calls).ask(call, clock::now())))
+        Ok(told(call, lock(&self.calls).ask(call, member, clock::now())))
     }
 
     async fn answer_taken(&self, call: &str) -> Result<Json<Value>, StatusCode> {

@@ -19,6 +19,7 @@ use super::{
     account::Account,
     answer::{Answer, AnswerBody, refuse},
     believed::Believed,
+    called::AskedBy,
     lock, openai,
     outbound::{Caller, Whence},
     reports,
@@ -134,6 +135,9 @@ impl Surface {
         if is_call(&request) {
             return self.answer_call(request, self.caller(peer, believed, connections)).await;
         }
+        if let Whence::Member(member) = self.whence(peer, believed.as_ref()) {
+            request.extensions_mut().insert(AskedBy(member));
+        }
         let id = self.shared.request_id(request.headers());
         request.headers_mut().insert(headers::REQUEST_ID, id.clone());
         request.extensions_mut().insert(axum::extract::ConnectInfo(peer));
@@ -169,15 +173,22 @@ impl Surface {
     }
 
     fn caller(&self, peer: SocketAddr, believed: Option<Believed>, connections: Arc<Connections>) -> Caller {
-        let (header_limit, whence) = match self.door {
-            Door::Local(_) => (MAX_HEADER_BYTES, Whence::Client),
-            Door::Overlay(_) | Door::Ingress(_) => {
-                let by_overlay = OverlayIp(peer.ip().to_canonical());
-                let member = believed.as_ref().and_then(Believed::address).unwrap_or(by_overlay);
-                (MAX_HEADER_BYTES + ADDED_BY_US_BYTES, Whence::Member(member))
-            }
+        let whence = self.whence(peer, believed.as_ref());
+        let header_limit = match whence {
+            Whence::Client => MAX_HEADER_BYTES,
+            Whence::Member(_) => MAX_HEADER_BYTES + ADDED_BY_US_BYTES,
         };
         Caller { whence, header_limit, believed, connections }
+    }
+
+    fn whence(&self, peer: SocketAddr, believed: Option<&Believed>) -> Whence {
+        match self.door {
+            Door::Local(_) => Whence::Client,
+            Door::Overlay(_) | Door::Ingress(_) => {
+                let by_overlay = OverlayIp(peer.ip().to_canonical());
+                Whence::Member(believed.and_then(Believed::address).unwrap_or(by_overlay))
+            }
+        }
     }
 
     fn keep_out(&self, refusal: &Refusal, request: &Request<Incoming>, peer: SocketAddr) -> Answer {
