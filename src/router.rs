@@ -43,6 +43,7 @@ mod timing;
 mod trace;
 mod tunnel;
 mod via;
+mod webpage;
 mod work;
 
 use std::{fmt, net::SocketAddr, sync::Arc};
@@ -64,6 +65,7 @@ pub use score::Score;
 pub use select::{Affinity, Asked, Candidate, Considered, Excluded, Selection, explain, order, select};
 pub use trace::{SpanId, TraceId};
 pub use via::{CallId, Via};
+pub use webpage::Names;
 use wiremesh_certs::{Load, NodeId, NodeName, NodeRecord, Offer, OverlayIp, TunnelUrl, UnixTime, Verified};
 pub use work::{BadWork, MAX_REQUESTS, MAX_SERVICE_TIME_MS, MAX_WORK_BYTES, State, Work};
 

@@ -88,7 +88,7 @@ fn a_connection_becomes_a_conversation_with_a_model_of_another_node() {
             let mut stream = TcpStream::connect("127.0.0.1:8000")?;
             stream.set_read_timeout(Some(Duration::from_secs(10)))?;
             stream.write_all(
-                b"GET /v1/realtime?model=qwen-2.5 HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+                b"GET /v1/realtime?model=qwen-2.5 HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
             )?;
             let mut head = Vec::new();
             while !head.ends_with(b"\r\n\r\n") {

@@ -246,14 +246,17 @@ fn serve(
     let (tasks, grace) = (Tasks::new(), config.drain_grace);
     let report: Arc<dyn router::Report> = Arc::new(Pages(view.clone()));
     let trust = view.trust.clone();
-    let key = match &config.api.key_file {
-        Some(path) => Some(router::io::ApiKey::new(&api_key(path)?)),
-        None => None,
+    let lock = match &config.api.key_file {
+        Some(path) => router::io::Lock::Key(router::io::ApiKey::new(&api_key(path)?)),
+        None if config.api.listen.ip().to_canonical().is_loopback() => {
+            router::io::Lock::Address(router::Names::OfThisMachine)
+        }
+        None => router::io::Lock::Address(router::Names::Any),
     };
     let pages = socket::pages(view.clone()).merge(drain::pages(view.clone())).merge(keys::pages(view.clone()));
-    let private = router.local(None, report.clone(), pages);
+    let private = router.local(router::io::Lock::File, report.clone(), pages);
     tasks.spawn("socket", |stop| router::io::serve(socket, private, stop, grace));
-    let local = router.local(key, report.clone(), axum::Router::new());
+    let local = router.local(lock, report.clone(), axum::Router::new());
     let api = api.listen()?;
     tasks.spawn("local API", |stop| router::io::serve(api, local, stop, grace));
     if let Some(bound) = overlay_api {

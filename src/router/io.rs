@@ -38,7 +38,7 @@ use std::{
 
 pub use account::Audience;
 pub use answer::{Answer, AnswerBody, refuse};
-pub use door::{ApiKey, Surface};
+pub use door::{ApiKey, Lock, Surface};
 use hyper_rustls::{ConfigBuilderExt, HttpsConnector};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},

@@ -31,6 +31,7 @@ use crate::{
         Refusal, Report, Whose,
         headers::{self, ADDED_BY_US_BYTES, MAX_HEADER_BYTES},
         health_json, stats_json,
+        webpage::{self, Names},
     },
     services,
 };
@@ -61,18 +62,28 @@ pub struct Surface {
     pages: Pages,
 }
 
+/// What keeps others out of a surface for local clients.
+pub enum Lock {
+    /// The mode of a socket's file.
+    File,
+    /// The key that all show.
+    Key(ApiKey),
+    /// Where it listens. Web pages come from anywhere, and are known by their headers.
+    Address(Names),
+}
+
 enum Door {
-    Local(Option<ApiKey>),
+    Local(Lock),
     Overlay(IpNet),
     Ingress(Box<Mutex<ProofChecker>>),
 }
 
 impl Router {
-    /// The surface for local clients. `key` is needed from all if there is one; `more` are further pages of the agent.
-    /// Here alone `GET /routes/{service}` tells who would be asked.
-    pub fn local(&self, key: Option<ApiKey>, report: Arc<dyn Report>, more: Pages) -> Surface {
+    /// The surface for local clients; `more` are further pages of the agent. Here alone `GET /routes/{service}` tells who
+    /// would be asked.
+    pub fn local(&self, lock: Lock, report: Arc<dyn Report>, more: Pages) -> Surface {
         let routes = Pages::new().route("/routes/{service}", get(routes)).with_state(self.shared.clone());
-        self.surface(Door::Local(key), report, more.merge(routes))
+        self.surface(Door::Local(lock), report, more.merge(routes))
     }
 
     /// The surface on the overlay address. Whoever comes from within `network` is a member: the overlay lets nobody speak
@@ -203,8 +214,12 @@ impl Surface {
     /// Another node is named: it may stay only as long as it is believed.
     fn let_in(&self, request: &mut Request<Incoming>, peer: SocketAddr) -> Result<Option<Believed>, Refusal> {
         match &self.door {
-            Door::Local(None) => Ok(None),
-            Door::Local(Some(key)) => {
+            Door::Local(Lock::File) => Ok(None),
+            Door::Local(Lock::Address(names)) => {
+                let checked = webpage::check(request.uri(), request.headers(), *names);
+                checked.map(|()| None).map_err(|page| Refusal::Forbidden(page.to_string()))
+            }
+            Door::Local(Lock::Key(key)) => {
                 if matches!(request.uri().path(), "/health/live" | "/health/ready") {
                     return Ok(None);
                 }
@@ -217,6 +232,11 @@ impl Surface {
             }
             Door::Overlay(network) => {
                 let (belief, address) = (&self.shared.belief, OverlayIp(peer.ip().to_canonical()));
+                // What an agent sends on bears the headers of its client, which it has let in.
+                if !request.headers().contains_key(headers::VIA) {
+                    let checked = webpage::check(request.uri(), request.headers(), Names::Any);
+                    checked.map_err(|_| Refusal::Forbidden("a web page of another site asks".into()))?;
+                }
                 if !network.contains(&address.0) {
                     return Err(Refusal::Forbidden("only members of the mesh, from their overlay address".into()));
                 }

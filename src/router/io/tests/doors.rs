@@ -152,3 +152,42 @@ async fn an_api_key_opens_the_local_door_and_goes_no_further() {
 fn minute() -> std::time::Duration {
     std::time::Duration::from_secs(60)
 }
+
+#[tokio::test]
+async fn a_web_page_is_kept_out_where_no_key_is_asked_for() {
+    let mesh = Mesh::new();
+    let (address, count) = named("here").await;
+    let agent = mesh.agent("alice", 2, Service::ocr(address)).await;
+    let keyed = mesh.behind_key(&agent, "sesame").await;
+    let ask = async |to: std::net::SocketAddr, path: &str, sent: &[(&str, &str)]| {
+        let request = Request::post(format!("http://{to}{path}"));
+        let request = sent.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        client().request(request.body(text("x")).unwrap()).await.unwrap()
+    };
+    let port = agent.local.port();
+    let (page, name) = (("origin", "https://evil.example"), ("host", "evil.example"));
+
+    for (to, sent) in [(agent.local, page), (agent.local, name), (agent.overlay, page)] {
+        for path in ["/service/ocr", "/v1/chat/completions", "/stats"] {
+            let answer = ask(to, path, &[sent]).await;
+
+            assert_eq!(
+                (answer.status().as_u16(), said(&answer, "x-wiremesh-executed")),
+                (403, "no"),
+                "{path} {sent:?}"
+            );
+            let message = json(answer).await["error"]["message"].as_str().unwrap().to_owned();
+            assert_eq!(message.contains("key_file"), to == agent.local, "it says what to do: {message}");
+        }
+    }
+    assert_eq!(count.load(std::sync::atomic::Ordering::SeqCst), 0);
+
+    let via = ("x-wiremesh-via", "bob;0123456789abcdef0123456789abcdef");
+    for (to, sent) in [
+        (agent.local, &[("host", &*format!("localhost:{port}")), ("origin", "http://localhost:3000")][..]),
+        (agent.overlay, &[page, via]),
+        (keyed, &[page, name, ("authorization", "Bearer sesame")]),
+    ] {
+        assert_eq!(ask(to, "/service/ocr", sent).await.status(), 200, "{sent:?}");
+    }
+}

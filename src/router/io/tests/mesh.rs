@@ -34,8 +34,8 @@ use wiremesh_certs::*;
 use crate::{
     clock,
     router::{
-        DirectoryCounters, Find, Found, HealthReport, Members, Report, Source, Status, Whose, Worker,
-        io::{ApiKey, Parts, Router, serve},
+        DirectoryCounters, Find, Found, HealthReport, Members, Names, Report, Source, Status, Whose, Worker,
+        io::{ApiKey, Lock, Parts, Router, serve},
     },
     services::{self, Capabilities, Machine, ServiceConfig},
 };
@@ -180,7 +180,7 @@ impl Mesh {
         };
         let network = "127.0.0.0/8".parse().unwrap();
         let surfaces = [
-            router.local(None, report.clone(), axum::Router::new()),
+            router.local(Lock::Address(Names::OfThisMachine), report.clone(), axum::Router::new()),
             router.overlay(network, report.clone(), axum::Router::new()),
             router.ingress(id, report),
         ];
@@ -196,7 +196,7 @@ impl Mesh {
     /// A surface with an API key, for an agent without services.
     pub async fn behind_key(&self, agent: &Agent, key: &str) -> SocketAddr {
         let report: Arc<dyn Report> = Arc::new(Facts(agent.name.clone(), agent.services.clone()));
-        let surface = agent.router.local(Some(ApiKey::new(key)), report, axum::Router::new());
+        let surface = agent.router.local(Lock::Key(ApiKey::new(key)), report, axum::Router::new());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::task::spawn(serve(listener, surface, agent.stop.clone(), Duration::from_secs(5)));

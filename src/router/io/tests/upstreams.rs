@@ -94,7 +94,7 @@ async fn a_client_that_sends_all_before_it_reads_does_not_stand_in_its_own_way()
     let agent = Mesh::new().agent("alice", 2, Service::ocr(address)).await;
 
     let mut client = TcpStream::connect(agent.local).await.unwrap();
-    let head = format!("POST /service/ocr HTTP/1.1\r\nhost: alice\r\ncontent-length: {BYTES}\r\n\r\n");
+    let head = format!("POST /service/ocr HTTP/1.1\r\nhost: localhost\r\ncontent-length: {BYTES}\r\n\r\n");
     client.write_all(head.as_bytes()).await.unwrap();
     let sent = tokio::time::timeout(SOON, client.write_all(&vec![UPLOADED; BYTES])).await;
     sent.expect("the upload goes on while the answer waits").unwrap();
