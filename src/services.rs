@@ -32,7 +32,7 @@ pub use admission::{Admission, Admit, Asker, Ticket};
 pub use capabilities::{Capabilities, Gpu, Machine};
 pub use expected::{BadStatus, Expected};
 pub use health::{Probe, ServiceHealth};
-pub use io::{Handle, Models, Permit, Refused, Reservation};
+pub use io::{Demand, Handle, Models, Permit, Refused, Reservation};
 pub use load::{Busy, load_of};
 pub use report::{ServiceReport, ServiceState};
 pub use standing::{Change, HOLD_FOR, Standing};

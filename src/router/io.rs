@@ -23,6 +23,7 @@ mod replay;
 mod reports;
 mod resolve;
 mod serve;
+mod stalls;
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "what a test starts ends with its runtime")]
 mod tests;
@@ -113,6 +114,7 @@ impl Router {
                 counters: Counters::default(),
                 belief: Belief::new(parts.members.clone(), parts.trust.clone()),
                 models: openai::Models::default(),
+                stalls: Arc::default(),
                 peeks: openai::Peeks::new(),
                 parts,
             }),
@@ -159,10 +161,14 @@ impl Router {
         self.shared.health().ejected()
     }
 
-    /// Finds out when ejected ways are open again, hears how the workers do that requests go to, and closes unused
-    /// connections, until `stop`.
+    /// Finds out when ejected ways are open again, hears how the workers do that requests go to, closes unused connections,
+    /// and takes the places of clients that do nothing, until `stop`.
     pub async fn run(self, stop: crate::task::CancellationToken) -> anyhow::Result<()> {
-        tokio::join!(prober::run(&self.shared, stop.clone()), reports::run(&self.shared, stop));
+        tokio::join!(
+            prober::run(&self.shared, stop.clone()),
+            reports::run(&self.shared, stop.clone()),
+            stalls::run(&self.shared, stop)
+        );
         Ok(())
     }
 }
@@ -193,6 +199,8 @@ struct Shared {
     models: openai::Models,
     /// Who may be here, and what for.
     belief: Arc<Belief>,
+    /// Who has a place at a service of this node.
+    stalls: Arc<stalls::Stalls>,
     /// Who may have read ahead, and how far.
     peeks: openai::Peeks,
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::StatusCode;
 use serde_json::json;
 
-use super::{BadModel, BadPath, ModelName, Target, headers::MAX_HEADER_BYTES};
+use super::{BadModel, BadPath, ModelName, STALLED_AFTER, Target, headers::MAX_HEADER_BYTES};
 
 /// When to ask again for a service nobody offers: workers join all the time.
 const MISSING_FOR: Duration = Duration::from_secs(5);
@@ -69,6 +69,9 @@ pub enum Refusal {
     /// A worker died before it answered; the request may have reached it.
     #[error("the worker was lost before it answered: {0}")]
     Interrupted(String),
+    /// The client did not go on with its request; part of it may have been executed.
+    #[error("nothing came of the request's body for {} s while others waited for its place", STALLED_AFTER.as_secs())]
+    Stalled,
     /// The same call was here before.
     #[error("this call has reached this worker before")]
     Duplicate,
@@ -121,6 +124,7 @@ impl Refusal {
             }
             Refusal::Full(_) | Refusal::NoRoom => StatusCode::TOO_MANY_REQUESTS,
             Refusal::Interrupted(_) => StatusCode::BAD_GATEWAY,
+            Refusal::Stalled => StatusCode::REQUEST_TIMEOUT,
             Refusal::Duplicate => StatusCode::CONFLICT,
             Refusal::HopLimit => StatusCode::LOOP_DETECTED,
             Refusal::Path(_) | Refusal::Header(_) | Refusal::Model(_) => StatusCode::BAD_REQUEST,
@@ -142,6 +146,7 @@ impl Refusal {
             Refusal::Full(_) => "overloaded",
             Refusal::NoRoom => "no_room_to_read",
             Refusal::Interrupted(_) => "upstream_interrupted",
+            Refusal::Stalled => "client_stalled",
             Refusal::Duplicate => "duplicate_call",
             Refusal::HopLimit => "hop_limit",
             Refusal::Path(_) => "malformed_path",
@@ -160,7 +165,7 @@ impl Refusal {
     /// Whether what was asked for was done.
     pub fn executed(&self) -> Executed {
         match self {
-            Refusal::Interrupted(_) | Refusal::Duplicate => Executed::Unknown,
+            Refusal::Interrupted(_) | Refusal::Stalled | Refusal::Duplicate => Executed::Unknown,
             _ => Executed::No,
         }
     }
@@ -231,6 +236,7 @@ mod tests {
             (Refusal::Full(Duration::from_millis(2500)), 429, "overloaded", "no", true),
             (Refusal::NoRoom, 429, "no_room_to_read", "no", true),
             (Refusal::Interrupted(String::new()), 502, "upstream_interrupted", "unknown", false),
+            (Refusal::Stalled, 408, "client_stalled", "unknown", false),
             (Refusal::Duplicate, 409, "duplicate_call", "unknown", false),
             (Refusal::HopLimit, 508, "hop_limit", "no", false),
             (Refusal::Path(BadPath::Service), 400, "malformed_path", "no", false),

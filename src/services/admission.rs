@@ -8,7 +8,8 @@
 //!   └─────► Full(retry after)           started_at … now feeds the service time
 //! ```
 //!
-//! While the door is held nobody is let in and the line stays.
+//! While the door is held nobody is let in and the line stays. Otherwise a place that is free goes to whoever runs least of
+//! those who wait: nobody has all of them while others want one.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -28,7 +29,7 @@ pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Ticket(u64);
 
-/// Whose request it is. A line that is full is shared out between those who ask.
+/// Whose request it is. Places, and a line that is full, are shared out between those who ask.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Asker {
     /// A client of this node.
@@ -56,6 +57,10 @@ pub struct Admission {
     capacity: usize,
     queue: usize,
     running: usize,
+    /// Those of each asker that has any.
+    running_of: BTreeMap<Asker, usize>,
+    /// Somebody was sent away since a place was last given.
+    sent_away: bool,
     held: bool,
     waiting: VecDeque<(Ticket, Asker)>,
     next_ticket: u64,
@@ -69,6 +74,8 @@ impl Admission {
             capacity: capacity.max(1),
             queue,
             running: 0,
+            running_of: BTreeMap::new(),
+            sent_away: false,
             held: false,
             waiting: VecDeque::new(),
             next_ticket: 0,
@@ -79,7 +86,7 @@ impl Admission {
     /// A request wants in.
     pub fn admit(&mut self, asker: Asker) -> Admit {
         if self.has_room() && self.waiting.is_empty() {
-            self.running += 1;
+            self.begin(asker);
             return Admit::Now;
         }
         if self.waiting.len() < self.queue {
@@ -94,29 +101,32 @@ impl Admission {
                 self.waiting.push_back((ticket, asker));
                 gone.map_or(Admit::Wait(ticket), |gone| Admit::Displace(ticket, gone))
             }
-            None => Admit::Full(self.retry_after()),
+            None => {
+                self.sent_away = true;
+                Admit::Full(self.retry_after())
+            }
         }
     }
 
-    /// A request that was let in at `started_at` is over. The ticket returned is let in instead.
-    pub fn release(&mut self, started_at: Instant, now: Instant) -> Option<Ticket> {
+    /// A request of `asker` that was let in at `started_at` is over. The ticket returned is let in instead.
+    pub fn release(&mut self, asker: Asker, started_at: Instant, now: Instant) -> Option<Ticket> {
         let took = now.saturating_duration_since(started_at);
         let average = self
             .service_time
             .map_or(took, |before| before.mul_f64(1.0 - SERVICE_TIME_WEIGHT) + took.mul_f64(SERVICE_TIME_WEIGHT));
         self.service_time = Some(average);
-        self.give_back()
+        self.give_back(asker)
     }
 
     /// A request that was let in found nobody at the upstream: it took no time. The ticket returned is let in instead.
-    pub fn give_back(&mut self) -> Option<Ticket> {
-        self.running -= 1;
+    pub fn give_back(&mut self, asker: Asker) -> Option<Ticket> {
+        self.end(asker);
         self.let_in()
     }
 
     /// A request that was let in found nobody at the upstream: it is the first in line again.
     pub fn back_in_line(&mut self, asker: Asker) -> Ticket {
-        self.running -= 1;
+        self.end(asker);
         let ticket = self.ticket();
         self.waiting.push_front((ticket, asker));
         ticket
@@ -124,12 +134,12 @@ impl Admission {
 
     /// Somebody left. If they were still in line, the line closes up; if they had just been let in without knowing it,
     /// the next in line is let in instead.
-    pub fn abandon(&mut self, ticket: Ticket) -> Option<Ticket> {
+    pub fn abandon(&mut self, ticket: Ticket, asker: Asker) -> Option<Ticket> {
         if let Some(place) = self.waiting.iter().position(|(waiting, _)| *waiting == ticket) {
             self.waiting.remove(place);
             return None;
         }
-        self.give_back()
+        self.give_back(asker)
     }
 
     /// The upstream takes so many requests at once, at least one. Call [`Admission::let_in`] until it gives none.
@@ -152,13 +162,16 @@ impl Admission {
         self.waiting.pop_front().map(|(ticket, _)| ticket)
     }
 
-    /// The first in line is let in, if there is room.
+    /// Of those in line who run least, the first is let in, if there is room.
     pub fn let_in(&mut self) -> Option<Ticket> {
         if !self.has_room() {
             return None;
         }
-        let (next, _) = self.waiting.pop_front()?;
-        self.running += 1;
+        let runs = |asker: &Asker| self.running_of.get(asker).copied().unwrap_or(0);
+        // Of equals the first.
+        let (place, _) = self.waiting.iter().enumerate().min_by_key(|(_, (_, asker))| runs(asker))?;
+        let (next, asker) = self.waiting.remove(place)?;
+        self.begin(asker);
         Some(next)
     }
 
@@ -177,6 +190,11 @@ impl Admission {
         self.waiting.len()
     }
 
+    /// Whether all places are taken and somebody waits for one, or was sent away since one was last given.
+    pub fn is_wanted(&self) -> bool {
+        self.running >= self.capacity && (self.sent_away || !self.waiting.is_empty())
+    }
+
     /// How long one request takes from when it is let in, smoothed; `None` before the first.
     pub fn service_time(&self) -> Option<Duration> {
         self.service_time
@@ -191,6 +209,20 @@ impl Admission {
 
     fn has_room(&self) -> bool {
         !self.held && self.running < self.capacity
+    }
+
+    fn begin(&mut self, asker: Asker) {
+        self.running += 1;
+        *self.running_of.entry(asker).or_default() += 1;
+        self.sent_away = false;
+    }
+
+    fn end(&mut self, asker: Asker) {
+        self.running -= 1;
+        match self.running_of.get_mut(&asker) {
+            Some(running) if *running > 1 => *running -= 1,
+            _ => _ = self.running_of.remove(&asker),
+        }
     }
 
     fn ticket(&mut self) -> Ticket {
@@ -240,9 +272,9 @@ mod tests {
         door.admit(Asker::Own);
         let (first, second) = two_wait(&mut door);
 
-        assert_eq!(door.release(t0(), t0()), Some(first));
-        assert_eq!(door.release(t0(), t0()), Some(second));
-        assert_eq!(door.release(t0(), t0()), None);
+        assert_eq!(door.release(Asker::Own, t0(), t0()), Some(first));
+        assert_eq!(door.release(Asker::Own, t0(), t0()), Some(second));
+        assert_eq!(door.release(Asker::Own, t0(), t0()), None);
         assert_eq!(door.running(), 0);
     }
 
@@ -252,7 +284,7 @@ mod tests {
         door.admit(Asker::Own);
         let Admit::Wait(ticket) = door.admit(Asker::Own) else { panic!("waits") };
 
-        assert_eq!(door.abandon(ticket), None);
+        assert_eq!(door.abandon(ticket, Asker::Own), None);
 
         assert!(matches!(door.admit(Asker::Own), Admit::Wait(_)));
     }
@@ -262,16 +294,16 @@ mod tests {
         let mut door = Admission::new(1, 2);
         door.admit(Asker::Own);
         let (first, second) = two_wait(&mut door);
-        assert_eq!(door.release(t0(), t0()), Some(first));
+        assert_eq!(door.release(Asker::Own, t0(), t0()), Some(first));
 
-        assert_eq!(door.abandon(first), Some(second));
+        assert_eq!(door.abandon(first, Asker::Own), Some(second));
     }
 
     #[test]
     fn retry_after_grows_with_the_line_and_the_service_time() {
         let mut door = Admission::new(1, 3);
         door.admit(Asker::Own);
-        door.release(t0(), t0() + Duration::from_secs(10));
+        door.release(Asker::Own, t0(), t0() + Duration::from_secs(10));
         door.admit(Asker::Own);
 
         let empty_line = door.retry_after();
@@ -288,12 +320,12 @@ mod tests {
         door.hold();
         let (first, second) = two_wait(&mut door);
 
-        assert_eq!(door.release(t0(), t0()), None);
+        assert_eq!(door.release(Asker::Own, t0(), t0()), None);
         assert_eq!((door.running(), door.waiting()), (0, 2));
         door.resume();
 
         assert_eq!((door.let_in(), door.let_in()), (Some(first), None));
-        assert_eq!(door.release(t0(), t0()), Some(second));
+        assert_eq!(door.release(Asker::Own, t0(), t0()), Some(second));
     }
 
     #[test]
@@ -308,7 +340,7 @@ mod tests {
         door.resume();
 
         assert_eq!((door.let_in(), door.let_in()), (Some(again), None));
-        assert_eq!(door.release(t0(), t0()), Some(other));
+        assert_eq!(door.release(member(1), t0(), t0()), Some(other));
     }
 
     #[test]
@@ -319,8 +351,8 @@ mod tests {
         let (first, second) = two_wait(&mut door);
 
         door.set_capacity(1);
-        assert_eq!(door.release(t0(), t0()), None);
-        assert_eq!(door.release(t0(), t0()), Some(first));
+        assert_eq!(door.release(Asker::Own, t0(), t0()), None);
+        assert_eq!(door.release(Asker::Own, t0(), t0()), Some(first));
         door.set_capacity(3);
         assert_eq!((door.let_in(), door.let_in()), (Some(second), None));
         assert_eq!(door.running(), 2);
@@ -339,6 +371,41 @@ mod tests {
         // Two, one and one: nobody has less even with one more.
         assert!(matches!(door.admit(member(2)), Admit::Full(_)));
         assert_eq!(door.waiting(), 4);
+    }
+
+    #[test]
+    fn a_place_that_is_free_goes_to_whoever_runs_least() {
+        let mut door = Admission::new(4, 8);
+        (0..4).for_each(|_| _ = door.admit(member(1)));
+        let [greedy, _] = [(); 2].map(|()| door.admit(member(1)));
+        let [other, own] = [member(2), Asker::Own].map(|asker| door.admit(asker));
+
+        let let_in: Vec<_> = (0..3).map(|_| door.release(member(1), t0(), t0()).map(Admit::Wait)).collect();
+
+        assert_eq!(let_in, [Some(other), Some(own), Some(greedy)]);
+        assert_eq!((door.running(), door.waiting()), (4, 1));
+    }
+
+    #[test]
+    fn a_place_is_wanted_while_somebody_waits_or_was_sent_away_for_it() {
+        let mut door = Admission::new(1, 1);
+        door.admit(member(1));
+        assert!(!door.is_wanted());
+
+        let Admit::Wait(ticket) = door.admit(Asker::Own) else { panic!("waits") };
+        assert!(door.is_wanted());
+        door.abandon(ticket, Asker::Own);
+        assert!(!door.is_wanted());
+
+        door.admit(Asker::Own);
+        assert!(matches!(door.admit(Asker::Own), Admit::Full(_)));
+        door.abandon(Ticket(1), Asker::Own);
+        assert!(door.is_wanted(), "who was sent away wants it still");
+        door.release(member(1), t0(), t0());
+        assert!(!door.is_wanted(), "there is one");
+        door.admit(Asker::Own);
+        assert!(!door.is_wanted());
+        assert_eq!(door.running_of.len(), 1, "who runs nothing is not remembered");
     }
 
     #[test]

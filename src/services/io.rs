@@ -22,7 +22,7 @@ use std::{
 };
 
 pub use machine::MachineReader;
-pub use place::{Permit, Reservation};
+pub use place::{Demand, Permit, Reservation};
 use service::{Bell, Service};
 use tokio::sync::watch;
 use wiremesh_certs::{Load, ServiceName};

@@ -5,9 +5,9 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::{Arc, atomic::AtomicUsize},
+    sync::{Arc, Mutex, atomic::AtomicUsize},
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -17,11 +17,11 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::time::Sleep;
 
 use super::{
-    account::Account, believed::Believed, called::Called, overlay::Lease, replay::Replay, underway::Underway,
-    upstreams::Arriving,
+    account::Account, believed::Believed, called::Called, lock, overlay::Lease, replay::Replay, stalls::Watched,
+    underway::Underway, upstreams::Arriving,
 };
 use crate::{
-    router::{Outcome, Refusal, headers, sse::Events},
+    router::{Outcome, Pulse, Refusal, headers, sse::Events},
     services::Permit,
 };
 
@@ -75,7 +75,13 @@ impl AnswerBody {
         interrupted: Counter,
     ) -> AnswerBody {
         let over = by.map(|by| -> Over { Box::pin(by.over()) });
-        let mut stream = Stream { body: Some(body), held: Some(held), events, over, breaking: None, interrupted };
+        let mut held = held;
+        let watched = held.watched.take();
+        let flow = Arc::new(Mutex::new(Flow { body: Some(body), held: Some(held) }));
+        if let Some(watched) = &watched {
+            watched.keep(&flow);
+        }
+        let mut stream = Stream { flow, watched, events, over, breaking: None, interrupted };
         stream.end_if_over();
         AnswerBody::of(Kind::Stream(Box::new(stream)))
     }
@@ -130,6 +136,8 @@ pub fn refuse(refusal: &Refusal, request_id: &str) -> Answer {
 pub(super) struct Held {
     /// The place at our own upstream.
     pub permit: Option<Permit>,
+    /// The same, as long as it is looked at.
+    pub watched: Option<Watched>,
     /// The stream on a connection to another agent.
     pub lease: Option<Lease>,
     /// The request's body: an answer may begin before it ends.
@@ -160,10 +168,18 @@ impl Drop for InFlight {
 
 type Failed = Box<dyn Error + Send + Sync>;
 
-struct Stream {
-    /// None after its end or break: what it came from is told at once.
+/// What an answer comes from, and what its request holds. Nothing is left of it after its end or break: what it came from
+/// is told at once.
+#[derive(Default)]
+pub(super) struct Flow {
     body: Option<Arriving>,
     held: Option<Held>,
+}
+
+struct Stream {
+    flow: Arc<Mutex<Flow>>,
+    /// If it is of a service of this node: its client is to take it, or loses its place.
+    watched: Option<Watched>,
     events: Option<Events>,
     /// Ends when whose answer it is is no member any more.
     over: Option<Over>,
@@ -181,17 +197,24 @@ impl Stream {
         if self.over.as_mut().is_some_and(|over| over.as_mut().poll(context).is_ready()) {
             return self.break_off(&"its worker is no longer a member", context);
         }
-        let Some(body) = &mut self.body else { return Poll::Ready(None) };
-        match ready!(Pin::new(body).poll_frame(context)) {
-            Some(Ok(frame)) => {
+        self.note(Pulse::on_taken);
+        let polled = match &mut lock(&self.flow).body {
+            Some(body) => Some(ready!(Pin::new(body).poll_frame(context))),
+            None => None,
+        };
+        match polled {
+            None if self.is_cut() => self.break_off(&"its client did nothing while others waited", context),
+            None => Poll::Ready(None),
+            Some(Some(Ok(frame))) => {
                 if let (Some(events), Some(data)) = (&mut self.events, frame.data_ref()) {
                     events.on_bytes(data);
                 }
+                self.note(Pulse::on_answer);
                 self.end_if_over();
                 Poll::Ready(Some(Ok(frame)))
             }
-            Some(Err(error)) => self.break_off(&error, context),
-            None => {
+            Some(Some(Err(error))) => self.break_off(&error, context),
+            Some(None) => {
                 self.end_well();
                 Poll::Ready(None)
             }
@@ -205,9 +228,7 @@ impl Stream {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Failed>>> {
         self.interrupted.inc();
-        if let Some(underway) = self.underway() {
-            underway.on_break();
-        }
+        self.underway(Underway::on_break);
         self.end();
         tracing::debug!(%why, "answer broke off");
         self.breaking = Some(Box::pin(tokio::time::sleep(LAST_WORDS_LEAVE_IN)));
@@ -218,26 +239,44 @@ impl Stream {
 
     /// Who knows that nothing more comes does not ask for it.
     fn end_if_over(&mut self) {
-        if self.body.as_ref().is_some_and(Body::is_end_stream) {
+        let is_over = lock(&self.flow).body.as_ref().is_some_and(Body::is_end_stream);
+        if is_over {
             self.end_well();
         }
     }
 
     fn end_well(&mut self) {
-        if let Some(underway) = self.underway() {
-            underway.on_end();
-        }
+        self.underway(Underway::on_end);
         self.end();
     }
 
-    fn underway(&mut self) -> Option<&mut Underway> {
-        self.held.as_mut()?.underway.as_mut()
+    fn underway(&mut self, tell: impl FnOnce(&mut Underway)) {
+        if let Some(underway) = lock(&self.flow).held.as_mut().and_then(|held| held.underway.as_mut()) {
+            tell(underway);
+        }
     }
 
     fn end(&mut self) {
-        self.body = None;
-        self.held = None;
+        self.watched = None;
+        // Dropped after the lock is.
+        let gone = std::mem::take(&mut *lock(&self.flow));
+        drop(gone);
         self.over = None;
+    }
+
+    fn note(&self, note: impl FnOnce(&mut Pulse, Instant)) {
+        if let Some(watched) = &self.watched {
+            watched.place().note(note);
+        }
+    }
+
+    fn is_cut(&self) -> bool {
+        self.watched.as_ref().is_some_and(Watched::is_cut)
+    }
+
+    /// Whether nothing more comes, and nothing is to be said about that.
+    fn is_over(&self) -> bool {
+        self.breaking.is_none() && lock(&self.flow).body.as_ref().map_or(!self.is_cut(), Body::is_end_stream)
     }
 }
 
@@ -267,7 +306,7 @@ impl Body for AnswerBody {
         match &self.0 {
             Kind::Ready(bytes) => bytes.is_none(),
             Kind::Page(body) => body.is_end_stream(),
-            Kind::Stream(stream) => stream.breaking.is_none() && stream.body.as_ref().is_none_or(Body::is_end_stream),
+            Kind::Stream(stream) => stream.is_over(),
         }
     }
 
@@ -275,9 +314,9 @@ impl Body for AnswerBody {
         match &self.0 {
             Kind::Ready(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Kind::Page(body) => body.size_hint(),
-            Kind::Stream(stream) => match &stream.body {
+            Kind::Stream(stream) => match &lock(&stream.flow).body {
                 Some(body) => body.size_hint(),
-                None if stream.breaking.is_some() => SizeHint::default(),
+                None if stream.breaking.is_some() || stream.is_cut() => SizeHint::default(),
                 None => SizeHint::with_exact(0),
             },
         }

@@ -66,13 +66,15 @@ impl Shared {
         }
         let mut full = match &not_here {
             NotHere::Full(after) => Some(selection.full_for.map_or(*after, |other| other.min(*after))),
-            NotHere::NotOffered | NotHere::Draining | NotHere::Waits | NotHere::Failed(_) => selection.full_for,
+            NotHere::NotOffered | NotHere::Draining | NotHere::Waits | NotHere::Stalled | NotHere::Failed(_) => {
+                selection.full_for
+            }
         };
         let draining = matches!(&not_here, NotHere::Draining);
         let mut forbidden = found.forbidden;
         let mut why = match not_here {
             NotHere::Failed(failed) => Some(failed.why),
-            NotHere::NotOffered | NotHere::Draining | NotHere::Waits | NotHere::Full(_) => None,
+            NotHere::NotOffered | NotHere::Draining | NotHere::Waits | NotHere::Stalled | NotHere::Full(_) => None,
         };
         let mut next = plan.first();
         let tried = loop {

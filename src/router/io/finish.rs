@@ -47,7 +47,10 @@ impl Shared {
         parts.version = http::Version::HTTP_11;
         held.in_flight = Some(in_flight);
         held.called = called;
-        if !switches {
+        if switches {
+            // Both sides may be silent for as long as they like.
+            held.watched = None;
+        } else {
             held.replay = Some(replay);
             let body = AnswerBody::stream(body, held, events, way.by, self.counters.interrupted_answers.clone());
             return Response::from_parts(parts, body);

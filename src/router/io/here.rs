@@ -25,6 +25,8 @@ pub(super) enum NotHere {
     /// It would have to wait, and another worker is idle.
     Waits,
     Full(Duration),
+    /// Its client did nothing while others waited for its place.
+    Stalled,
     Failed(Failed),
 }
 
@@ -52,6 +54,7 @@ impl Shared {
             Err((_, NotHere::NotOffered | NotHere::Waits)) => Err(Shared::nobody(&target, Vec::new())),
             Err((_, NotHere::Draining)) => Err(Refusal::Draining),
             Err((_, NotHere::Full(retry_after))) => Err(Refusal::Full(retry_after)),
+            Err((_, NotHere::Stalled)) => Err(Refusal::Stalled),
             Err((_, NotHere::Failed(Failed { failure: Failure::Uncertain, why, .. }))) => {
                 Err(Refusal::Interrupted(why))
             }
@@ -91,7 +94,14 @@ impl Shared {
                 by.on_service(&service);
             }
             outgoing.account.on_attempt(&self.parts.name, Path::Local);
-            let failed = match self.to_upstream(&outgoing, permit.upstream()).await {
+            let watched = self.stalls.begin(permit.demand());
+            outgoing.replay.tell(watched.place());
+            let answered = tokio::select! {
+                biased;
+                answered = self.to_upstream(&outgoing, permit.upstream()) => answered,
+                () = watched.cut() => return Err((outgoing, NotHere::Stalled)),
+            };
+            let failed = match answered {
                 Ok(answer) => {
                     let way = Way {
                         worker: self.worker_header.clone(),
@@ -102,7 +112,7 @@ impl Shared {
                             .with("upstream", clock::now().saturating_duration_since(began_at)),
                         by: None,
                     };
-                    let held = Held { permit: Some(permit), ..Held::default() };
+                    let held = Held { permit: Some(permit), watched: Some(watched), ..Held::default() };
                     return Ok(self.finish(outgoing, answer, held, way));
                 }
                 Err(failed) => failed,

@@ -186,6 +186,9 @@ impl Shared {
             }
             Err(failed) => failed,
         };
+        if matches!(not_here, NotHere::Stalled) {
+            return Err(Refusal::Stalled);
+        }
         if let NotHere::Failed(Failed { failure: Failure::Uncertain, why, .. }) = &not_here
             && !(outgoing.needs.repeatable && outgoing.replay.is_intact())
         {

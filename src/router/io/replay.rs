@@ -16,8 +16,8 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use super::account::Received;
-use crate::router::headers::Expects;
+use super::{account::Received, stalls::Place};
+use crate::router::{Pulse, headers::Expects};
 
 /// A body of which more than this was passed on is not sent a second time. What goes beyond, or says so at its beginning,
 /// is held back.
@@ -105,6 +105,7 @@ impl Replay {
             held_back: false,
             waiting: None,
             received: None,
+            place: None,
         };
         Replay(Some(Arc::new(Shared { state: Mutex::new(state), unasked_bytes, holds_back: Notify::new() })))
     }
@@ -115,6 +116,13 @@ impl Replay {
             lock(&shared.state).received = received;
         }
         self
+    }
+
+    /// From here on `place` is told when the client is waited for.
+    pub fn tell(&self, place: &Arc<Place>) {
+        if let Some(shared) = &self.0 {
+            lock(&shared.state).place = Some(place.clone());
+        }
     }
 
     /// The body for the next attempt, from its beginning. The one before it ends.
@@ -266,6 +274,8 @@ struct State {
     held_back: bool,
     waiting: Option<Waker>,
     received: Option<Received>,
+    /// What the client has at a service of this node: told when the body is waited for, and when it comes.
+    place: Option<Arc<Place>>,
 }
 
 impl State {
@@ -317,7 +327,11 @@ impl State {
             return Poll::Ready(Some(Ok(frame)));
         }
         let Some(source) = &mut self.source else { return Poll::Ready(None) };
-        match Pin::new(source).poll_frame(context) {
+        let polled = Pin::new(source).poll_frame(context);
+        if let Some(place) = &self.place {
+            place.note(if polled.is_pending() { Pulse::on_body_awaited } else { Pulse::on_body });
+        }
+        match polled {
             Poll::Pending => {
                 self.waiting = Some(context.waker().clone());
                 Poll::Pending

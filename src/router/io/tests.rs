@@ -9,6 +9,7 @@ mod models;
 mod policy;
 mod reports;
 mod revoked;
+mod stalls;
 mod streams;
 mod upstreams;
 mod workers;
