@@ -58,5 +58,6 @@ pub mod services;
 pub mod settings;
 pub mod task;
 pub mod telemetry;
+pub mod tunnel;
 pub mod watchdog;
 pub mod words;
