@@ -52,6 +52,7 @@ pub mod fuzz;
 mod layers;
 pub mod membership;
 pub mod overlay;
+pub mod places;
 pub mod router;
 pub mod sandbox;
 pub mod services;

@@ -1,8 +1,9 @@
 //! How often joining may fail, and how much of it is told.
 //!
 //! ```text
-//! attempt ─► has its source one left? ─► is one left in all? ─► database ─► joined, or waits as it should: given back
-//!                  │ no: come back later      │ no                  └► refused: is there room to tell of it?
+//! attempt ─► has its source one left? ─► is one left in all? ─► its body ─► database ─► joined, or waits as it should
+//!                  │ no: come back later      │ no                               │       : given back
+//!                                                                                └► refused: is there room to tell of it?
 //! ```
 //!
 //! Secrets of 256 bits are not guessed; this keeps broken and hostile machines from filling log and database, and from
