@@ -51,6 +51,7 @@ pub mod fuzz;
 #[cfg(test)]
 mod layers;
 pub mod membership;
+pub mod open_files;
 pub mod overlay;
 pub mod places;
 pub mod router;

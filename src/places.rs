@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -53,6 +54,14 @@ impl<K: Ord> Drop for Place<K> {
             Some(has) if *has > 1 => *has -= 1,
             _ => _ = taken.by.remove(&self.who),
         }
+    }
+}
+
+/// Whose an address is: one household of IPv6 has 2^64 of them.
+pub fn network_of(source: IpAddr) -> IpAddr {
+    match source.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) & !u128::from(u64::MAX)).into()),
+        v4 @ IpAddr::V4(_) => v4,
     }
 }
 

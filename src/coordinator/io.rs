@@ -33,7 +33,7 @@ use self::{
 };
 use super::{Config, registry::RecordRefused};
 use crate::{
-    clock,
+    clock, open_files,
     task::{CancellationToken, Tasks},
     watchdog,
 };
@@ -62,6 +62,7 @@ pub struct Running {
 
 /// Runs a coordinator until it is asked to stop (SIGTERM, SIGINT) or fails.
 pub async fn run(config: Config) -> anyhow::Result<()> {
+    open_files::raise();
     let tasks = Tasks::new();
     let running = start(config, &tasks, StdRng::from_os_rng()).await?;
     if running.is_new {

@@ -18,6 +18,8 @@ use std::{
 
 use wiremesh_certs::NodeId;
 
+use crate::places::network_of;
+
 /// Failures that one source has free.
 pub const BURST: u32 = 30;
 /// One more after each of these.
@@ -186,14 +188,6 @@ impl Bucket {
         let more = u32::try_from(passed.as_millis() / rate.every.as_millis()).unwrap_or(u32::MAX);
         self.left = self.left.saturating_add(more).min(rate.burst);
         self.filled_at += rate.every * more;
-    }
-}
-
-/// One household of IPv6 has 2^64 addresses and is one source.
-pub fn network_of(source: IpAddr) -> IpAddr {
-    match source.to_canonical() {
-        IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) & !u128::from(u64::MAX)).into()),
-        v4 @ IpAddr::V4(_) => v4,
     }
 }
 

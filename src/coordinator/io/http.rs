@@ -28,7 +28,7 @@ use serde::de::DeserializeOwned;
 use wiremesh_certs::{NodeId, Verified};
 use zeroize::Zeroizing;
 
-use super::shared::Shared;
+use super::{serve::Peer, shared::Shared};
 use crate::{api, clock, coordinator::audit::Origin, places::Places};
 pub use authority::described;
 pub use problem::Problem;
@@ -200,6 +200,9 @@ impl FromRequestParts<Arc<Shared>> for Caller {
         if let Caller::Member(by) = &caller {
             rekey::on_heard(shared, by.id(), &parts.extensions).await?;
         }
+        if !matches!(caller, Caller::Anybody) {
+            known(&parts.extensions);
+        }
         Ok(caller)
     }
 }
@@ -296,6 +299,13 @@ impl<T: Saying> FromRequest<Arc<Shared>> for Said<T> {
 /// Where a request came from; from nowhere in particular if nothing says so.
 fn source(extensions: &Extensions) -> IpAddr {
     extensions.get::<Source>().map_or(IpAddr::from([0, 0, 0, 0]), |source| source.0)
+}
+
+/// Whoever is at the other end of this connection has shown who it is.
+fn known(extensions: &Extensions) {
+    if let Some(peer) = extensions.get::<Arc<Peer>>() {
+        peer.is_known();
+    }
 }
 
 /// Requests that come from elsewhere.

@@ -54,6 +54,7 @@ impl FromRequestParts<Arc<Shared>> for Returning {
             refused => refused.into(),
         })?;
         super::rekey::on_heard(shared, by.id(), &parts.extensions).await?;
+        super::known(&parts.extensions);
         Ok(Returning(by))
     }
 }

@@ -185,3 +185,23 @@ async fn a_member_has_few_bodies_read_at_once_and_none_for_long() {
         tokio::time::resume();
     }
 }
+
+#[tokio::test]
+async fn a_connection_is_a_members_once_it_was_proven_on_it_and_not_for_asking_what_anybody_may() {
+    let mut fixture = fixture().await;
+    let member = fixture.member(7);
+    let proof = fixture.proof(&member, "/api/worker/heartbeat");
+    let patience = async |method: &str, path: &str, proof: Option<String>| {
+        let peer = Arc::new(Peer::default());
+        let mut request = Request::builder().method(method).uri(path).extension(peer.clone());
+        request = request.header(header::AUTHORIZATION, proof.unwrap_or_else(|| "Bearer no-key".to_owned()));
+        let router = with_source(public(fixture.shared.clone()), [192, 0, 2, 1].into());
+        let _ = router.oneshot(request.body(Content::empty()).unwrap()).await;
+        peer.patience()
+    };
+    let strangers = Peer::default().patience();
+
+    assert_eq!(patience("GET", "/health", None).await, strangers);
+    assert_eq!(patience("POST", "/api/worker/heartbeat", None).await, strangers);
+    assert!(patience("POST", "/api/worker/heartbeat", proof).await > strangers);
+}
