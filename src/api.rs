@@ -19,6 +19,8 @@ use crate::words;
 
 /// The longest request body the coordinator reads, and many times the longest of ours.
 pub const MAX_REQUEST_BYTES: usize = 64 * 1024;
+/// The longest request to join: of somebody who may be nobody.
+pub const MAX_JOIN_BYTES: usize = 16 * 1024;
 /// The longest answer an agent reads: a revocation list at its bound, in base64, and the rest.
 pub const MAX_RESPONSE_BYTES: usize = 2 * 1024 * 1024;
 /// The longest description of a machine, as JSON.

@@ -35,7 +35,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 pub use self::socket::SOCKET;
 use self::view::View;
-use crate::{cli::failure::Failure, clock, config::Config, services, task::Tasks, telemetry, watchdog};
+use crate::{cli::failure::Failure, clock, config::Config, open_files, services, task::Tasks, telemetry, watchdog};
 
 /// What is not part of answering a request has this long to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -44,6 +44,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// starts again in between, with the services running on.
 pub async fn run(config: Config) -> Result<(), Failure> {
     let started_at = clock::now();
+    open_files::raise();
     let mut signals = Signals {
         terminate: signal(SignalKind::terminate())?,
         interrupt: signal(SignalKind::interrupt())?,

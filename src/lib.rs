@@ -51,7 +51,9 @@ pub mod fuzz;
 #[cfg(test)]
 mod layers;
 pub mod membership;
+pub mod open_files;
 pub mod overlay;
+pub mod places;
 pub mod router;
 pub mod sandbox;
 pub mod services;
@@ -59,5 +61,6 @@ pub mod settings;
 pub mod shares;
 pub mod task;
 pub mod telemetry;
+pub mod tunnel;
 pub mod watchdog;
 pub mod words;

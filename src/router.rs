@@ -42,7 +42,6 @@ mod select;
 mod sse;
 mod timing;
 mod trace;
-mod tunnel;
 mod via;
 mod webpage;
 mod work;
@@ -142,7 +141,7 @@ impl Worker {
             id: verified.id(),
             name: verified.name().clone(),
             overlay: record.overlay.then(|| SocketAddr::new(verified.address().0, overlay_port)),
-            tunnel: record.tunnel_url.clone().filter(tunnel::leads_elsewhere),
+            tunnel: record.tunnel_url.clone().filter(crate::tunnel::leads_elsewhere),
             load: record.load,
             published_at: UnixTime(record.sequence / 1000),
         }

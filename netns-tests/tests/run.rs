@@ -45,9 +45,7 @@ fn a_run_ends_as_its_tests_do_and_says_at_its_end_what_failed() {
 fn run(programs: &Path, broken: &str, asked: &[&str]) -> Output {
     let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap_or_default());
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/run");
-    Command::new(script)
-        .args(asked)
-        .envs([("PATH", path.as_str()), ("BROKEN", broken), ("CONTAINERS_ON", "twin")])
-        .output()
-        .unwrap()
+    let mut command = Command::new(script);
+    command.args(asked).envs([("PATH", path.as_str()), ("BROKEN", broken), ("CONTAINERS_ON", "twin")]);
+    command.output().expect("a script of this folder runs")
 }

@@ -38,7 +38,7 @@ use self::{
 };
 use super::{Config, config::DEFAULT_DATA_DIR, registry::RecordRefused};
 use crate::{
-    clock,
+    clock, open_files,
     task::{CancellationToken, Tasks},
     watchdog,
 };
@@ -67,6 +67,7 @@ pub struct Running {
 
 /// Runs a coordinator until it is asked to stop (SIGTERM, SIGINT) or fails.
 pub async fn run(config: Config) -> anyhow::Result<()> {
+    open_files::raise();
     let tasks = Tasks::new();
     // How the operator's commands find this one, where they would not by themselves.
     let elsewhere = match config.data_dir == Path::new(DEFAULT_DATA_DIR) {

@@ -1,8 +1,9 @@
 //! How often joining may fail, and how much of it is told.
 //!
 //! ```text
-//! attempt ─► has its source one left? ─► is one left in all? ─► database ─► joined, or waits as it should: given back
-//!                  │ no: come back later      │ no                  └► refused: is there room to tell of it?
+//! attempt ─► has its source one left? ─► is one left in all? ─► its body ─► database ─► joined, or waits as it should
+//!                  │ no: come back later      │ no                               │       : given back
+//!                                                                                └► refused: is there room to tell of it?
 //! ```
 //!
 //! Secrets of 256 bits are not guessed; this keeps broken and hostile machines from filling log and database, and from
@@ -16,6 +17,8 @@ use std::{
 };
 
 use wiremesh_certs::NodeId;
+
+use crate::places::network_of;
 
 /// Failures that one source has free.
 pub const BURST: u32 = 30;
@@ -185,14 +188,6 @@ impl Bucket {
         let more = u32::try_from(passed.as_millis() / rate.every.as_millis()).unwrap_or(u32::MAX);
         self.left = self.left.saturating_add(more).min(rate.burst);
         self.filled_at += rate.every * more;
-    }
-}
-
-/// One household of IPv6 has 2^64 addresses and is one source.
-pub fn network_of(source: IpAddr) -> IpAddr {
-    match source.to_canonical() {
-        IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) & !u128::from(u64::MAX)).into()),
-        v4 @ IpAddr::V4(_) => v4,
     }
 }
 

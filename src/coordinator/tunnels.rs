@@ -4,6 +4,9 @@
 //! ```text
 //! a heartbeat names a URL ──new, or due again──► look ──► found ──► with the answer to the next heartbeat
 //! ```
+//!
+//! **Invariant:** looks for one member begin [`SOON_AFTER`] apart at least, whatever it names: the coordinator scans
+//! nothing for its members.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -13,7 +16,7 @@ use crate::api::TunnelFound;
 
 /// A URL that led back is looked at again after this.
 pub const AGAIN_AFTER: Duration = Duration::from_secs(600);
-/// One that did not, after this: whoever mends it wants to see it soon.
+/// One that did not, after this: whoever mends it wants to see it soon. Another URL waits as long.
 pub const SOON_AFTER: Duration = Duration::from_secs(60);
 /// Members that are watched at once; beyond, URLs are not looked at.
 pub const MAX_WATCHED: usize = 65_536;
@@ -28,8 +31,11 @@ pub struct Tunnels {
 
 #[derive(Debug)]
 struct Watched {
-    url: TunnelUrl,
+    /// None if it names none any more. When it was looked at is remembered for [`FORGOTTEN_AFTER`].
+    url: Option<TunnelUrl>,
     heard_at: UnixTime,
+    /// When the last look began, whatever URL it was at.
+    looked_at: Option<UnixTime>,
     /// None while it is being looked at.
     due_at: Option<UnixTime>,
     found: Option<TunnelFound>,
@@ -42,6 +48,8 @@ pub enum Seen {
     Member(NodeName),
     /// Something else answers, with this status.
     Other(u16),
+    /// It was not looked at: nobody else's machine is there.
+    Home,
     /// Nobody does, for this reason.
     Nobody(String),
 }
@@ -51,22 +59,31 @@ impl Tunnels {
     /// [`Tunnels::on_not_looked`].
     pub fn handle_heartbeat(&mut self, member: NodeId, url: Option<&TunnelUrl>, now: UnixTime) -> bool {
         let Some(url) = url else {
-            self.watched.remove(&member);
+            if let Some(watched) = self.watched.get_mut(&member) {
+                (watched.url, watched.due_at, watched.found) = (None, None, None);
+            }
             return false;
         };
-        if self.watched.get(&member).is_none_or(|watched| watched.url != *url) {
-            if self.watched.len() >= MAX_WATCHED && !self.watched.contains_key(&member) {
-                return false;
-            }
-            let watched = Watched { url: url.clone(), heard_at: now, due_at: Some(now), found: None };
-            self.watched.insert(member, watched);
+        if self.watched.len() >= MAX_WATCHED && !self.watched.contains_key(&member) {
+            return false;
         }
-        let Some(watched) = self.watched.get_mut(&member) else { return false };
+        let watched = self.watched.entry(member).or_insert(Watched {
+            url: None,
+            heard_at: now,
+            looked_at: None,
+            due_at: None,
+            found: None,
+        });
         watched.heard_at = now;
-        // A clock that was set back must not put it off.
+        if watched.url.as_ref() != Some(url) {
+            // A clock that was set back must not put it off, here and below.
+            let looked_at = watched.looked_at.filter(|at| *at <= now);
+            let due_at = looked_at.map_or(now, |at| at.plus(SOON_AFTER));
+            (watched.url, watched.due_at, watched.found) = (Some(url.clone()), Some(due_at), None);
+        }
         let is_due = watched.due_at.is_some_and(|due| due <= now || due > now.plus(AGAIN_AFTER));
         if is_due {
-            watched.due_at = None;
+            (watched.due_at, watched.looked_at) = (None, Some(now));
         }
         is_due
     }
@@ -74,7 +91,7 @@ impl Tunnels {
     /// There was no room to look: the next heartbeat asks again.
     pub fn on_not_looked(&mut self, member: NodeId, now: UnixTime) {
         if let Some(watched) = self.watched.get_mut(&member) {
-            watched.due_at = Some(now);
+            (watched.due_at, watched.looked_at) = (Some(now), None);
         }
     }
 
@@ -88,11 +105,12 @@ impl Tunnels {
         now: UnixTime,
     ) -> Option<TunnelFound> {
         // It may have named another meanwhile.
-        let watched = self.watched.get_mut(&member).filter(|watched| watched.url == *url)?;
+        let watched = self.watched.get_mut(&member).filter(|watched| watched.url.as_ref() == Some(url))?;
         let why = match seen {
             Seen::Member(seen) if seen == name => None,
             Seen::Member(other) => Some(format!("it leads to {other}")),
             Seen::Other(status) => Some(format!("something that is no agent answers there, with status {status}")),
+            Seen::Home => Some("it leads to an address that every machine has for itself".to_owned()),
             Seen::Nobody(why) => Some(format!("the coordinator cannot reach it: {why}")),
         };
         let found = TunnelFound { url: url.clone(), leads_back: why.is_none(), why, looked_at: now };
@@ -157,19 +175,36 @@ mod tests {
         assert!(seen(&mut tunnels, Seen::Other(404)).unwrap().why.unwrap().contains("404"));
         assert!(seen(&mut tunnels, Seen::Member(name("a"))).unwrap().leads_back);
 
-        assert!(tunnels.handle_heartbeat(MEMBER, Some(&elsewhere), NOW), "another is looked at at once");
+        tunnels.handle_heartbeat(MEMBER, Some(&elsewhere), NOW);
         assert_eq!(seen(&mut tunnels, Seen::Member(name("a"))), None, "too late");
         assert_eq!(tunnels.found(&MEMBER), None);
+    }
+
+    #[test]
+    fn a_member_that_names_another_url_each_time_is_looked_at_no_more_often_than_others() {
+        let mut tunnels = Tunnels::default();
+
+        let looks = (0..600).filter(|second| {
+            let there = url(&format!("http://192.0.2.1:{}", 1000 + second));
+            let named = (second % 3 > 0).then_some(&there);
+            tunnels.handle_heartbeat(MEMBER, named, NOW.plus(Duration::from_secs(*second)))
+        });
+
+        assert_eq!(looks.count(), 10);
+        assert!(
+            tunnels.handle_heartbeat(NodeId([8; 32]), Some(&url("https://a.example")), NOW),
+            "others are not put off"
+        );
     }
 
     #[test]
     fn who_names_none_or_is_gone_is_forgotten() {
         let mut tunnels = Tunnels::default();
         tunnels.handle_heartbeat(MEMBER, Some(&url("https://a.example")), NOW);
+        tunnels.on_seen(MEMBER, &name("a"), &url("https://a.example"), &Seen::Other(404), NOW);
         tunnels.handle_heartbeat(MEMBER, None, NOW);
-        assert!(tunnels.watched.is_empty());
+        assert_eq!(tunnels.found(&MEMBER), None);
 
-        tunnels.handle_heartbeat(MEMBER, Some(&url("https://a.example")), NOW);
         tunnels.sweep(NOW.plus(FORGOTTEN_AFTER));
         assert!(tunnels.watched.is_empty());
     }

@@ -7,6 +7,8 @@ mod discovery;
 mod enrol;
 mod problem;
 mod rekey;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
@@ -15,7 +17,7 @@ use axum::{
     Extension, Router,
     body::Bytes,
     extract::{DefaultBodyLimit, FromRequest, FromRequestParts, MatchedPath, Request},
-    http::{HeaderMap, StatusCode, header, request::Parts},
+    http::{Extensions, HeaderMap, Method, StatusCode, header, request::Parts},
     middleware::{self, Next},
     response::Response,
     routing::{delete, get, post},
@@ -23,11 +25,11 @@ use axum::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use rand::RngCore;
 use serde::de::DeserializeOwned;
-use wiremesh_certs::Verified;
+use wiremesh_certs::{NodeId, Verified};
 use zeroize::Zeroizing;
 
-use super::shared::Shared;
-use crate::{api, clock, coordinator::audit::Origin};
+use super::{serve::Peer, shared::Shared};
+use crate::{api, clock, coordinator::audit::Origin, places::Places};
 pub use authority::described;
 pub use problem::Problem;
 pub use rekey::list_former;
@@ -36,8 +38,19 @@ pub use rekey::list_former;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 /// Those that wait for something to happen may do so first.
 const WAITING_TIMEOUT: Duration = Duration::from_secs(20 + api::authority::MAX_WAIT_SECS);
-/// The routes on which one may wait.
+/// The routes on which one may wait, by a GET.
 const WAITING: &[&str] = &["/api/revocations", "/adoption", "/rotation"];
+
+/// A body that takes longer to arrive is given up.
+const BODY_WITHIN: Duration = Duration::from_secs(10);
+/// Bodies that are being read from one member at once: an agent says one thing at a time, on a connection or two.
+pub const MAX_BODIES_PER_MEMBER: usize = 4;
+/// Bodies of all members at once: one for each connection that there can be.
+pub const MAX_BODIES: usize = super::serve::MAX_CONNECTIONS;
+/// Revocation lists that are being read at once, each another member's: what is longest is said least often.
+pub const MAX_LISTS: usize = 8;
+/// Whoever was turned away because too many speak at once may come back after this.
+const SPEAK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Where a request came from.
 #[derive(Clone, Copy, Debug)]
@@ -69,7 +82,7 @@ pub fn public(shared: Arc<Shared>) -> Router {
         .route("/", get(discovery::page))
         .route("/health", get(discovery::health))
         .route("/metrics", get(discovery::metrics))
-        .route("/api/enroll", post(enrol::enroll))
+        .route("/api/enroll", post(enrol::enroll).layer(DefaultBodyLimit::max(api::MAX_JOIN_BYTES)))
         .route("/api/certs/renew", post(enrol::renew))
         .route("/api/certs/rekey", post(rekey::rekey))
         .route("/api/worker/register", post(worker::register))
@@ -124,7 +137,8 @@ async fn around(
     request.extensions_mut().insert(id.clone());
     let route = route.map_or_else(|| "none".to_owned(), |route| route.as_str().to_owned());
     let method = request.method().clone();
-    let limit = if WAITING.contains(&route.as_str()) { WAITING_TIMEOUT } else { REQUEST_TIMEOUT };
+    let may_wait = method == Method::GET && WAITING.contains(&route.as_str());
+    let limit = if may_wait { WAITING_TIMEOUT } else { REQUEST_TIMEOUT };
     let mut response = match tokio::time::timeout(limit, next.run(request)).await {
         Ok(response) => response,
         Err(_) => Problem::new(StatusCode::SERVICE_UNAVAILABLE, "timeout", "the coordinator is too busy").into(),
@@ -186,6 +200,9 @@ impl FromRequestParts<Arc<Shared>> for Caller {
         if let Caller::Member(by) = &caller {
             rekey::on_heard(shared, by.id(), &parts.extensions).await?;
         }
+        if !matches!(caller, Caller::Anybody) {
+            known(&parts.extensions);
+        }
         Ok(caller)
     }
 }
@@ -211,18 +228,83 @@ fn who(headers: &HeaderMap, method: &str, path: &str, shared: &Shared) -> Result
     if is_admin { Ok(Caller::Admin) } else { Err(Problem::unauthorized("this is not the admin key")) }
 }
 
-/// A JSON body of at most [`api::MAX_REQUEST_BYTES`]; what is wrong with it is said in JSON.
+/// A JSON body, no longer than its route takes; what is wrong with it is said in JSON. Whoever may be anybody is asked
+/// first who it is: see [`Said`] and [`enrol::Attempt`].
 pub struct Body<T>(pub T);
 
 impl<T: DeserializeOwned> FromRequest<Arc<Shared>> for Body<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Arc<Shared>) -> Result<Body<T>, Problem> {
-        let bytes = Bytes::from_request(request, shared).await.map_err(|rejection| {
+        let reading = tokio::time::timeout(BODY_WITHIN, Bytes::from_request(request, shared));
+        let read = reading.await.map_err(|_| {
+            let why = format!("the body did not arrive within {} s", BODY_WITHIN.as_secs());
+            Problem::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", why)
+        })?;
+        let bytes = read.map_err(|rejection| {
             let kind = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE { "body_too_large" } else { "bad_body" };
-            Problem::new(rejection.status(), kind, "the body could not be read, or is longer than 64 KiB")
+            Problem::new(rejection.status(), kind, "the body could not be read, or is longer than this path takes")
         })?;
         api::read(&bytes).map(Body).map_err(|error| Problem::bad_request("bad_body", error))
+    }
+}
+
+/// What a member says. Nobody else's body is read, and of a member not more at once than it has places.
+pub struct Said<T> {
+    /// Who says it.
+    pub by: Verified,
+    /// What.
+    pub body: T,
+}
+
+/// Something that members say.
+pub trait Saying: DeserializeOwned {
+    /// The places of those who are saying it.
+    fn places(shared: &Shared) -> &Places<NodeId> {
+        &shared.bodies
+    }
+}
+
+impl Saying for api::RegisterRequest {}
+
+impl Saying for api::HeartbeatRequest {}
+
+impl Saying for api::RekeyRequest {}
+
+impl Saying for api::SendRevocations {
+    fn places(shared: &Shared) -> &Places<NodeId> {
+        &shared.lists
+    }
+}
+
+impl<T: Saying> FromRequest<Arc<Shared>> for Said<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, shared: &Arc<Shared>) -> Result<Said<T>, Problem> {
+        let (mut parts, body) = request.into_parts();
+        let by = Caller::from_request_parts(&mut parts, shared).await?.member()?;
+        let _place = T::places(shared).take(by.id()).ok_or_else(|| {
+            Problem::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too_much_at_once",
+                "too much is being said here at this moment",
+            )
+            .retry_after(SPEAK_AGAIN_AFTER)
+        })?;
+        let Body(body) = Body::from_request(Request::from_parts(parts, body), shared).await?;
+        Ok(Said { by, body })
+    }
+}
+
+/// Where a request came from; from nowhere in particular if nothing says so.
+fn source(extensions: &Extensions) -> IpAddr {
+    extensions.get::<Source>().map_or(IpAddr::from([0, 0, 0, 0]), |source| source.0)
+}
+
+/// Whoever is at the other end of this connection has shown who it is.
+fn known(extensions: &Extensions) {
+    if let Some(peer) = extensions.get::<Arc<Peer>>() {
+        peer.is_known();
     }
 }
 

@@ -1,20 +1,18 @@
 //! Connections: accepted up to a bound, given a time for each step, and let finish when the coordinator stops.
 
 use std::{
-    collections::BTreeMap,
     future::Future,
     io,
-    net::IpAddr,
     path::Path,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use anyhow::Context;
-use axum::{Router, extract::Request};
+use axum::{Router, extract::Request, middleware::Next};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
@@ -23,26 +21,39 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
-    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
+    time::Sleep,
 };
 use tokio_rustls::TlsAcceptor;
 
 use super::{http, shared::Shared};
-use crate::{coordinator::limiter, task::CancellationToken};
+use crate::{
+    open_files,
+    places::{Places, network_of},
+    task::CancellationToken,
+};
 
-/// Connections at once. Agents keep one each; at the bound new ones are closed at once and come back later.
+/// Connections at once, if as many files may be open. Agents keep one each; at the bound new ones are closed at once and
+/// come back later.
 pub const MAX_CONNECTIONS: usize = 8192;
+/// Of all files that may be open, one in so many is kept for the database, the operator's socket and looks at tunnels.
+const FILES_KEPT: usize = 4;
+/// No source has more of the connections than one in so many: a site of agents behind one NAT, and not everybody's room.
+const SHARES: usize = 4;
 /// Connections at once on the Unix socket.
 const MAX_LOCAL_CONNECTIONS: usize = 16;
 /// A peer that has not finished its handshake by then is not one of ours.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A request whose header takes longer is given up.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(20);
-/// Connections from one address: a site of agents behind one NAT, and not everybody's room.
-pub const MAX_CONNECTIONS_PER_SOURCE: usize = MAX_CONNECTIONS / 4;
-/// A connection on which nothing was asked for so long is closed: it may not even have said which HTTP it speaks.
+/// From its beginning, handshake and all, a connection has so long to ask for something.
+const FIRST_WITHIN: Duration = Duration::from_secs(10);
+/// After that, one on which nothing was asked for so long is closed.
 const IDLE_FOR: Duration = Duration::from_secs(120);
+/// The same for whoever has not shown who it is: anybody may ask how we are, and hold a place by it.
+const STRANGER_IDLE_FOR: Duration = Duration::from_secs(30);
+/// What is kept unread of a connection: the head of a request, or what a body is ahead of whoever reads it.
+const UNREAD_BYTES: u32 = 64 * 1024;
 /// Requests at once on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 32;
 /// Requests in flight may take this long to end when the coordinator stops.
@@ -58,8 +69,9 @@ pub async fn https(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let router = http::public(shared.clone());
-    let (limit, graceful, mut connections) = opened(MAX_CONNECTIONS);
-    let sources = Sources::default();
+    let (graceful, mut connections) = (GracefulShutdown::new(), JoinSet::new());
+    let (in_all, each) = room(open_files::limit());
+    let places = Places::new(in_all, each);
     loop {
         let (stream, from) = tokio::select! {
             () = stop.cancelled() => break,
@@ -69,21 +81,20 @@ pub async fn https(
                 Err(error) => { pause("https", error).await; continue }
             },
         };
-        let Ok(permit) = limit.clone().try_acquire_owned() else {
+        let Some(place) = places.take(network_of(from.ip())) else {
             shared.metrics.connections_refused.inc();
             continue;
         };
-        let Some(source) = sources.enter(limiter::network_of(from.ip().to_canonical())) else {
-            shared.metrics.connections_refused.inc();
-            continue;
-        };
+        let first = tokio::time::sleep(FIRST_WITHIN);
         let (acceptor, shared, watcher) = (acceptor.clone(), shared.clone(), graceful.watcher());
         let router = http::with_source(router.clone(), from.ip().to_canonical());
         connections.spawn(async move {
-            let _source = source;
+            let _place = place;
             let _ = stream.set_nodelay(true);
             match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => exchange(stream, router, permit, |connection| watcher.watch(connection)).await,
+                Ok(Ok(stream)) => {
+                    exchange(stream, router, Arc::default(), first, |connection| watcher.watch(connection)).await;
+                }
                 Ok(Err(error)) => {
                     shared.metrics.handshake_failures.inc();
                     tracing::debug!(%from, why = %error, "TLS handshake failed");
@@ -107,7 +118,8 @@ pub async fn socket(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let router = http::admin(shared);
-    let (limit, graceful, mut connections) = opened(MAX_LOCAL_CONNECTIONS);
+    let (graceful, mut connections) = (GracefulShutdown::new(), JoinSet::new());
+    let places = Places::new(MAX_LOCAL_CONNECTIONS, MAX_LOCAL_CONNECTIONS);
     loop {
         let stream = tokio::select! {
             () = stop.cancelled() => break,
@@ -117,7 +129,7 @@ pub async fn socket(
                 Err(error) => { pause("socket", error).await; continue }
             },
         };
-        let Ok(permit) = limit.clone().try_acquire_owned() else { continue };
+        let Some(place) = places.take(()) else { continue };
         // Nothing is done for somebody who could not be named in the audit.
         let uid = match stream.peer_cred() {
             Ok(peer) => peer.uid(),
@@ -127,7 +139,13 @@ pub async fn socket(
             }
         };
         let (router, watcher) = (http::with_operator(router.clone(), uid), graceful.watcher());
-        connections.spawn(exchange(stream, router, permit, |connection| watcher.watch(connection)));
+        connections.spawn(async move {
+            let _place = place;
+            // Whoever may open it is the operator.
+            let (peer, first) = (Arc::new(Peer::default()), tokio::time::sleep(IDLE_FOR));
+            peer.is_known();
+            exchange(stream, router, peer, first, |connection| watcher.watch(connection)).await;
+        });
     }
     drop(listener);
     let _ = tokio::fs::remove_file(path).await;
@@ -153,79 +171,100 @@ pub fn bind_socket(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-fn opened(bound: usize) -> (Arc<Semaphore>, GracefulShutdown, JoinSet<()>) {
-    (Arc::new(Semaphore::new(bound)), GracefulShutdown::new(), JoinSet::new())
-}
-
 type HttpConnection<S> = auto::Connection<'static, TokioIo<S>, TowerToHyperService<Router>, TokioExecutor>;
 
-/// One connection, HTTP/1.1 or 2, until it ends.
-async fn exchange<S, F, R>(stream: S, router: Router, permit: OwnedSemaphorePermit, watch: F)
+/// One connection, HTTP/1.1 or 2, until it ends. Something must be asked on it before `first` is over.
+async fn exchange<S, F, R>(stream: S, router: Router, peer: Arc<Peer>, first: Sleep, watch: F)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: FnOnce(HttpConnection<S>) -> R,
     R: Future<Output = Result<(), Box<dyn std::error::Error + Send + Sync>>>,
 {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS);
-    let asked = Arc::new(AtomicUsize::new(0));
-    let counted = asked.clone();
-    let router = router.layer(axum::middleware::map_request(move |request: Request| {
-        counted.fetch_add(1, Ordering::Relaxed);
-        std::future::ready(request)
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(UNREAD_BYTES as usize);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(UNREAD_BYTES)
+        .initial_connection_window_size(UNREAD_BYTES);
+    let counted = peer.clone();
+    let router = router.layer(axum::middleware::from_fn(move |mut request: Request, next: Next| {
+        let answering = counted.asked();
+        request.extensions_mut().insert(counted.clone());
+        async move {
+            let answer = next.run(request).await;
+            drop(answering);
+            answer
+        }
     }));
     let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).into_owned();
     tokio::select! {
         ended = watch(connection) => if let Err(error) = ended {
             tracing::debug!(why = %error, "connection ended");
         },
-        () = idle(&asked) => tracing::debug!("nothing asked for long, connection closed"),
+        () = idle(&peer, first) => tracing::debug!("nothing asked for long, connection closed"),
     }
-    drop(permit);
 }
 
-/// Ends when nothing was asked for [`IDLE_FOR`], which is longer than an answer may take.
-async fn idle(asked: &AtomicUsize) {
-    let mut before = None;
+/// Who is at the other end of a connection, as far as it matters to how long it may be silent.
+#[derive(Debug, Default)]
+pub struct Peer {
+    is_known: AtomicBool,
+    asked: AtomicUsize,
+    being_answered: AtomicUsize,
+}
+
+impl Peer {
+    /// It has shown who it is.
+    pub fn is_known(&self) {
+        self.is_known.store(true, Ordering::Relaxed);
+    }
+
+    /// It asks something, which is being answered until what this returns is dropped.
+    fn asked(self: &Arc<Peer>) -> BeingAnswered {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        self.being_answered.fetch_add(1, Ordering::Relaxed);
+        BeingAnswered(self.clone())
+    }
+
+    /// How often it has asked; none while it is being answered.
+    fn silent_since(&self) -> Option<usize> {
+        (self.being_answered.load(Ordering::Relaxed) == 0).then(|| self.asked.load(Ordering::Relaxed))
+    }
+
+    /// How long it may be silent.
+    pub fn patience(&self) -> Duration {
+        if self.is_known.load(Ordering::Relaxed) { IDLE_FOR } else { STRANGER_IDLE_FOR }
+    }
+}
+
+struct BeingAnswered(Arc<Peer>);
+
+impl Drop for BeingAnswered {
+    fn drop(&mut self) {
+        self.0.being_answered.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Ends when nothing was asked before `first` is over, or nothing more for as long as there is patience with this peer.
+async fn idle(peer: &Peer, first: Sleep) {
+    first.await;
+    let mut before = Some(0);
     loop {
-        let now = asked.load(Ordering::Relaxed);
-        if before == Some(now) {
+        let silent_since = peer.silent_since();
+        if silent_since.is_some() && silent_since == before {
             return;
         }
-        before = Some(now);
-        tokio::time::sleep(IDLE_FOR).await;
+        before = silent_since;
+        tokio::time::sleep(peer.patience()).await;
     }
 }
 
-/// How many connections each source has.
-#[derive(Clone, Default)]
-struct Sources(Arc<Mutex<BTreeMap<IpAddr, usize>>>);
-
-impl Sources {
-    /// One more, if it has not enough.
-    fn enter(&self, from: IpAddr) -> Option<Source> {
-        let mut sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let open = sources.entry(from).or_default();
-        if *open >= MAX_CONNECTIONS_PER_SOURCE {
-            return None;
-        }
-        *open += 1;
-        Some(Source(self.clone(), from))
-    }
-}
-
-/// The place of one connection among its source's, until dropped.
-struct Source(Sources, IpAddr);
-
-impl Drop for Source {
-    fn drop(&mut self) {
-        let mut sources = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match sources.get_mut(&self.1) {
-            Some(open) if *open > 1 => *open -= 1,
-            _ => _ = sources.remove(&self.1),
-        }
-    }
+/// How many connections there may be, in all and from one source, if so many files may be open.
+fn room(files: usize) -> (usize, usize) {
+    let in_all = (files - files / FILES_KEPT).clamp(SHARES, MAX_CONNECTIONS);
+    (in_all, in_all / SHARES)
 }
 
 async fn drain(graceful: GracefulShutdown, mut connections: JoinSet<()>) {
@@ -250,31 +289,52 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_on_which_nothing_is_asked_gives_its_place_up() {
-        for beginning in ["", "PRI * HTTP/2.0", "GET / HTTP/1.1\r\n"] {
+    async fn a_connection_on_which_nothing_is_asked_soon_gives_its_place_up() {
+        for beginning in ["", "G", "PRI * HTTP/2.0", "GET / HTTP/1.1\r\n"] {
             let (mut theirs, ours) = tokio::io::duplex(1024);
-            let limit = Arc::new(Semaphore::new(1));
-            let permit = limit.clone().acquire_owned().await.unwrap();
-            let serving = exchange(ours, Router::new(), permit, |connection| connection);
             theirs.write_all(beginning.as_bytes()).await.unwrap();
+            let first = tokio::time::sleep(FIRST_WITHIN);
+            let serving = exchange(ours, Router::new(), Arc::default(), first, |connection| connection);
 
-            tokio::time::timeout(3 * IDLE_FOR, serving).await.expect(beginning);
+            let served = tokio::time::timeout(FIRST_WITHIN + Duration::from_secs(1), serving).await;
 
-            assert_eq!(limit.available_permits(), 1, "{beginning:?}");
+            assert!(served.is_ok(), "{beginning:?}");
             let _ = theirs.read(&mut [0; 16]).await;
         }
     }
 
-    #[test]
-    fn one_source_does_not_take_all_places() {
-        let (sources, from) = (Sources::default(), IpAddr::from([192, 0, 2, 1]));
-        let mut open: Vec<_> = (0..MAX_CONNECTIONS_PER_SOURCE).map(|_| sources.enter(from).unwrap()).collect();
+    #[tokio::test(start_paused = true)]
+    async fn whoever_has_shown_who_it_is_may_be_silent_for_longer() {
+        for (is_known, patience) in [(false, STRANGER_IDLE_FOR), (true, IDLE_FOR)] {
+            let peer = Arc::new(Peer::default());
+            drop(peer.asked());
+            if is_known {
+                peer.is_known();
+            }
+            let idle = idle(&peer, tokio::time::sleep(FIRST_WITHIN));
+            tokio::pin!(idle);
 
-        assert!(sources.enter(from).is_none());
-        assert!(sources.enter([192, 0, 2, 2].into()).is_some());
-        open.pop();
-        assert!(sources.enter(from).is_some());
-        drop(open);
-        assert_eq!(sources.0.lock().unwrap().len(), 0);
+            let early = tokio::time::timeout(FIRST_WITHIN + patience - Duration::from_secs(1), &mut idle).await;
+            let late = tokio::time::timeout(Duration::from_secs(2), &mut idle).await;
+
+            assert!(early.is_err() && late.is_ok(), "{patience:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_not_silent_while_it_waits_for_an_answer() {
+        let peer = Arc::new(Peer::default());
+        let answering = peer.asked();
+
+        let idle = idle(&peer, tokio::time::sleep(FIRST_WITHIN));
+
+        assert!(tokio::time::timeout(10 * IDLE_FOR, idle).await.is_err());
+        drop(answering);
+    }
+
+    #[test]
+    fn connections_leave_some_of_the_files_to_the_database_and_the_operator() {
+        assert_eq!(room(1024), (768, 192));
+        assert_eq!(room(1_048_576), (MAX_CONNECTIONS, MAX_CONNECTIONS / SHARES));
     }
 }

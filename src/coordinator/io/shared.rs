@@ -8,10 +8,11 @@ use std::{
 use rand::{RngCore, SeedableRng, rngs::StdRng};
 use sha2::{Digest, Sha256};
 use tokio::sync::{Semaphore, mpsc, watch};
-use wiremesh_certs::{Chain, Claims, IssueError, ProofChecker, Serial, Trust, TrustStore, UnixTime, Verified};
+use wiremesh_certs::{Chain, Claims, IssueError, NodeId, ProofChecker, Serial, Trust, TrustStore, UnixTime, Verified};
 use zeroize::Zeroizing;
 
 use super::{
+    http,
     metrics::Metrics,
     ruling::Ruling,
     store::{Grant, Store, StoreError},
@@ -20,6 +21,7 @@ use super::{
 use crate::{
     clock,
     coordinator::{Config, copies::Copies, limiter::Limiter, registry::Registry, tunnels::Tunnels},
+    places::Places,
     task::CancellationToken,
 };
 
@@ -52,6 +54,10 @@ pub struct Shared {
     pub watchers: Semaphore,
     /// Cancelled when the coordinator stops: whoever waits for something to happen is answered.
     pub stopping: CancellationToken,
+    /// Places of members whose bodies are being read.
+    pub bodies: Places<NodeId>,
+    /// The same for revocation lists.
+    pub lists: Places<NodeId>,
     /// Tunnel URLs to be looked at.
     pub looks: mpsc::Sender<Look>,
     admin_key_hash: [u8; 32],
@@ -82,6 +88,8 @@ impl Shared {
             looks,
             proofs: Mutex::new(ProofChecker::new(crate::api::audience(trust.mesh()), clock::unix())),
             limiter: Mutex::new(Limiter::new(clock::now())),
+            bodies: Places::new(http::MAX_BODIES, http::MAX_BODIES_PER_MEMBER),
+            lists: Places::new(http::MAX_LISTS, 1),
             watchers: Semaphore::new(MAX_WATCHERS),
             list_waiters: Semaphore::new(MAX_LIST_WAITERS),
             fleet: watch::Sender::new(0),

@@ -1,14 +1,17 @@
 //! Looks at members' tunnel URLs: one GET each, as any stranger could. An ingress refuses it and says whose it is.
+//!
+//! A URL is the member's own choice, so that nothing is sent to where only this machine gets: see [`tunnel`].
 
-use std::{error::Error, sync::Arc, time::Duration};
+use std::{error::Error, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use hyper_rustls::ConfigBuilderExt;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::sync::mpsc;
 use wiremesh_certs::{NodeId, NodeName, TunnelUrl};
 
 use super::shared::Shared;
-use crate::{api::WORKER, clock, coordinator::tunnels::Seen, task::CancellationToken};
+use crate::{api::WORKER, clock, coordinator::tunnels::Seen, task::CancellationToken, tunnel};
 
 /// Looks that wait for their turn; beyond, the member's next heartbeat asks again.
 pub const MAX_WAITING: usize = 256;
@@ -58,6 +61,13 @@ fn report(shared: &Shared, look: &Look, seen: &Seen) {
 }
 
 async fn look_at(http: &reqwest::Client, url: &TunnelUrl) -> Seen {
+    match tunnel::leads_elsewhere(url) {
+        true => ask(http, url).await,
+        false => Seen::Home,
+    }
+}
+
+async fn ask(http: &reqwest::Client, url: &TunnelUrl) -> Seen {
     let answer = match http.get(format!("{url}{PATH}")).send().await {
         Ok(answer) => answer,
         Err(error) => return Seen::Nobody(root_of(&error)),
@@ -96,7 +106,24 @@ fn client() -> anyhow::Result<reqwest::Client> {
         .timeout(LIMIT)
         .pool_max_idle_per_host(0)
         .user_agent(concat!("wiremesh/", env!("CARGO_PKG_VERSION")))
+        .dns_resolver(Arc::new(Elsewhere))
         .build()?)
+}
+
+/// What a name means, less this machine: a name is as easily pointed there as an address is written out.
+struct Elsewhere;
+
+impl Resolve for Elsewhere {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let addresses = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let addresses: Vec<SocketAddr> = addresses.filter(|at| tunnel::is_elsewhere(at.ip())).collect();
+            if addresses.is_empty() {
+                return Err(io::Error::new(io::ErrorKind::NotFound, "the name leads to no other machine").into());
+            }
+            Ok(Box::new(addresses.into_iter()) as Addrs)
+        })
+    }
 }
 
 #[cfg(test)]
@@ -116,7 +143,7 @@ mod tests {
         tokio::task::spawn(async move { axum::serve(listener, pages).await });
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let http = client().unwrap();
-        let look = async |url: String| look_at(&http, &url.parse().unwrap()).await;
+        let look = async |url: String| ask(&http, &url.parse().unwrap()).await;
 
         assert_eq!(look(format!("http://{address}")).await, Seen::Member("worker-1".parse().unwrap()));
         assert_eq!(look(format!("http://{address}/other")).await, Seen::Other(404));
@@ -125,5 +152,26 @@ mod tests {
         assert!(why.contains("refused"), "{why}");
         let Seen::Nobody(why) = look(format!("https://{address}")).await else { panic!("it speaks no TLS") };
         assert!(!why.contains("http"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_sent_to_this_machine_whatever_a_member_calls_it() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let http = client().unwrap();
+
+        for host in
+            ["127.0.0.1", "localhost", "2130706433", "0.0.0.0", "[::1]", "[::ffff:127.0.0.1]", "169.254.169.254"]
+        {
+            let url = format!("http://{host}:{port}").parse().unwrap();
+            assert_eq!(look_at(&http, &url).await, Seen::Home, "{host}");
+        }
+        // As a name would that somebody points here: the URL says nothing, its address does.
+        let Seen::Nobody(why) = ask(&http, &format!("http://localhost:{port}").parse().unwrap()).await else {
+            panic!()
+        };
+        assert_eq!(why, "the name leads to no other machine");
+        let accepted = tokio::time::timeout(Duration::from_millis(100), listener.accept()).await;
+        assert!(accepted.is_err(), "somebody came");
     }
 }

@@ -12,7 +12,7 @@ use futures::{FutureExt, future::BoxFuture};
 use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
 use tower::Service;
 
-use crate::router::tunnel;
+use crate::tunnel;
 
 /// Asks the system.
 #[derive(Clone)]

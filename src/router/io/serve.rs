@@ -4,18 +4,17 @@
 //! end. What has not ended after the grace is aborted.
 
 use std::{
-    collections::BTreeMap,
     convert::Infallible,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use http::Request;
+use http::{HeaderValue, Request, StatusCode, Version, header};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -29,14 +28,25 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Surface, lock,
+    Surface,
     overlay::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, STREAM_WINDOW_BYTES},
 };
+use crate::{
+    open_files,
+    places::{Places, network_of},
+};
 
-/// Connections of one listener. Beyond, they wait in the kernel's queue until one ends.
+/// Connections of one listener, if as many files may be open. Beyond, they wait in the kernel's queue until one ends.
 pub const MAX_CONNECTIONS: usize = 4096;
+/// Of all files that may be open, a listener takes one in so many: there are three and a socket, and the other half is
+/// for what they ask upstream and of other agents.
+const FILES_PER_CONNECTION: usize = 8;
 /// Connections from one overlay address: far more than an agent opens, and too few to keep the others out.
 pub const MAX_CONNECTIONS_PER_MEMBER: usize = 256;
+/// Nobody has more of a listener's places than one in so many.
+const SHARES: usize = 4;
+/// A connection on which nothing was asked by then, or only what was refused for want of a proof or a key, is closed.
+const FIRST_WITHIN: Duration = Duration::from_secs(10);
 /// A connection on which nothing was asked for so long is closed, whatever else it says. Longer than other agents keep
 /// an unused one, so that it is they who close.
 const IDLE_FOR: Duration = Duration::from_secs(120);
@@ -107,8 +117,9 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let surface = Arc::new(surface);
     let connections = Connections { tracker: TaskTracker::new(), killed: CancellationToken::new() };
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let sources = Sources::default();
+    let room = Room::among(open_files::limit());
+    let places = Arc::new(Semaphore::new(room.in_all));
+    let sources = Places::new(room.in_all, if surface.is_shared_by_members() { room.member } else { room.network });
     loop {
         let place = tokio::select! {
             () = stop.cancelled() => break,
@@ -120,14 +131,15 @@ pub async fn serve(
         };
         match accepted {
             Ok((stream, peer)) => {
-                let source = match surface.is_shared_by_members() {
-                    true => sources.enter(peer.ip().to_canonical()),
-                    false => Some(Source::default()),
+                let who = match surface.is_shared_by_members() {
+                    true => Some(peer.ip().to_canonical()),
+                    false => stranger(peer.ip()),
                 };
-                let Some(source) = source else {
+                let source = who.map(|who| sources.take(who));
+                if matches!(source, Some(None)) {
                     tracing::debug!(%peer, "has connections enough");
                     continue;
-                };
+                }
                 let serving = connection(stream, peer, surface.clone(), connections.clone(), stop.clone());
                 connections.tracker.spawn(async move {
                     serving.await;
@@ -164,11 +176,17 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let door = surface.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let (surface, connections) = (surface.clone(), for_requests.clone());
-        asked.fetch_add(1, Ordering::Relaxed);
-        let kept = asked.clone();
+        let (kept, version) = (asked.clone(), request.version());
         // Boxed: hyper keeps room for it as long as the connection lives, and a long stream needs it only at its beginning.
         Box::pin(async move {
-            Ok::<_, Infallible>(surface.answer(request, peer, connections).await.map(|body| body.keeping(kept)))
+            let mut answer = surface.answer(request, peer, connections).await;
+            if answer.status() != StatusCode::UNAUTHORIZED {
+                kept.fetch_add(1, Ordering::Relaxed);
+            } else if version < Version::HTTP_2 {
+                // Whoever is in front is told, and sends nothing more on it.
+                answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(answer.map(|body| body.keeping(kept)))
         })
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -195,6 +213,10 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             tracing::info!(%peer, "its member is revoked, its connection is closed");
             return;
         }
+        () = unheard(&busy) => {
+            tracing::trace!(%peer, "nothing asked that could be answered");
+            return;
+        }
         () = idle(&busy) => {
             tracing::trace!(%peer, "nothing asked for long");
             serving.as_mut().graceful_shutdown();
@@ -213,10 +235,24 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     }
 }
 
+/// Who holds the count of what was asked, if nothing is being answered: a connection, and what makes the others.
+const NOBODYS: usize = 2;
+
+/// Ends when nothing was asked within [`FIRST_WITHIN`] that could be answered, and nothing is being answered.
+async fn unheard(busy: &Arc<AtomicUsize>) {
+    loop {
+        tokio::time::sleep(FIRST_WITHIN).await;
+        if busy.load(Ordering::Relaxed) > 0 {
+            return std::future::pending().await;
+        }
+        if Arc::strong_count(busy) <= NOBODYS {
+            return;
+        }
+    }
+}
+
 /// Ends when nothing was asked for [`IDLE_FOR`] and nothing is being answered.
 async fn idle(busy: &Arc<AtomicUsize>) {
-    /// Ours, and the one that makes the others.
-    const NOBODYS: usize = 2;
     let mut asked_before = None;
     loop {
         let asked = busy.load(Ordering::Relaxed);
@@ -228,34 +264,56 @@ async fn idle(busy: &Arc<AtomicUsize>) {
     }
 }
 
-/// How many connections each source has.
-#[derive(Clone, Default)]
-struct Sources(Arc<Mutex<BTreeMap<IpAddr, usize>>>);
+/// The places of one listener.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Room {
+    in_all: usize,
+    /// Of one member.
+    pub member: usize,
+    /// Of one network elsewhere.
+    network: usize,
+}
 
-impl Sources {
-    /// One more, if it has not enough.
-    fn enter(&self, from: IpAddr) -> Option<Source> {
-        let mut sources = lock(&self.0);
-        let open = sources.entry(from).or_default();
-        if *open >= MAX_CONNECTIONS_PER_MEMBER {
-            return None;
-        }
-        *open += 1;
-        Some(Source(Some((self.clone(), from))))
+impl Room {
+    /// What there is of it if so many files may be open.
+    pub fn among(files: usize) -> Room {
+        let in_all = (files / FILES_PER_CONNECTION).clamp(SHARES, MAX_CONNECTIONS);
+        let network = in_all / SHARES;
+        Room { in_all, member: network.min(MAX_CONNECTIONS_PER_MEMBER), network }
     }
 }
 
-/// The place of one connection among its source's, until dropped. Of no source in particular, it counts nowhere.
-#[derive(Default)]
-struct Source(Option<(Sources, IpAddr)>);
+/// Whose a connection is that comes from elsewhere in the world. One from this machine, or from nearby, may be that of a
+/// tunnel or a proxy, behind which everybody is: there is no share for it.
+fn stranger(peer: IpAddr) -> Option<IpAddr> {
+    let peer = peer.to_canonical();
+    let is_near = match peer {
+        IpAddr::V4(v4) => v4.is_loopback() || v4.is_private() || v4.is_link_local() || v4.is_unspecified(),
+        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local() || v6.is_unicast_link_local(),
+    };
+    (!is_near).then(|| network_of(peer))
+}
 
-impl Drop for Source {
-    fn drop(&mut self) {
-        let Some((sources, from)) = self.0.take() else { return };
-        let mut sources = lock(&sources.0);
-        match sources.get_mut(&from) {
-            Some(open) if *open > 1 => *open -= 1,
-            _ => _ = sources.remove(&from),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_listeners_of_an_agent_leave_half_of_the_files_to_what_they_ask_for() {
+        assert_eq!(Room::among(1024), Room { in_all: 128, member: 32, network: 32 });
+        assert_eq!(Room::among(1_048_576), Room { in_all: MAX_CONNECTIONS, member: 256, network: 1024 });
+        for files in [256, 1024, 4096, 65_536] {
+            assert!(4 * Room::among(files).in_all <= files / 2, "{files}");
         }
+    }
+
+    #[test]
+    fn the_end_of_a_tunnel_is_nobody_in_particular_and_a_network_of_strangers_is_one() {
+        for near in ["127.0.0.1", "::1", "::ffff:127.0.0.1", "10.0.0.1", "192.168.1.1", "172.17.0.2", "fd00::1"] {
+            assert_eq!(stranger(near.parse().unwrap()), None, "{near}");
+        }
+        let one = stranger("2001:db8::1".parse().unwrap());
+        assert!(one.is_some() && one == stranger("2001:db8::2".parse().unwrap()));
+        assert_ne!(stranger("203.0.113.1".parse().unwrap()), stranger("203.0.113.2".parse().unwrap()));
     }
 }

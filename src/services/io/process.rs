@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{backoff::Backoff, clock, services::ServiceConfig};
+use crate::{backoff::Backoff, clock, open_files, services::ServiceConfig};
 
 /// A process that ran this long before it ended is restarted as if it had never failed.
 const STABLE_AFTER: Duration = Duration::from_secs(30);
@@ -57,7 +57,12 @@ pub(super) async fn run(config: &ServiceConfig, ended: impl Fn(), stop: Cancella
 /// Runs the command until it ends or is asked to.
 async fn once(config: &ServiceConfig, stop: &CancellationToken) -> anyhow::Result<std::process::ExitStatus> {
     let (program, arguments) = config.command.split_first().context("the command is empty")?;
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    if let Some(files) = open_files::before() {
+        // SAFETY: between fork and exec it makes one system call, and allocates nothing.
+        unsafe { command.pre_exec(move || files.put_back()) };
+    }
+    let mut child = command
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -193,6 +198,25 @@ mod tests {
 
         running.await.unwrap().unwrap();
         assert!(cleaned.exists());
+    }
+
+    #[tokio::test]
+    async fn a_command_may_open_as_many_files_as_before_the_agent_raised_its_own_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let limit = folder.path().join("limit");
+        let before = open_files::raise_from_few();
+        let stop = CancellationToken::new();
+        let script = format!("ulimit -Sn > {0}.new; mv {0}.new {0}; sleep 1000", limit.display());
+        let running = tokio::task::spawn(run_until(shell(&script), stop.clone()));
+
+        while !limit.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+
+        stop.cancel();
+        running.await.unwrap().unwrap();
+        assert_eq!(std::fs::read_to_string(&limit).unwrap().trim(), before.to_string());
+        assert!(open_files::limit() > before, "and the agent may open more");
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use axum::{
 };
 use wiremesh_certs::{Refused, Renewable, Trust, UnixTime};
 
-use super::{Body, Caller, Operator, Problem, Source, State};
+use super::{Body, Caller, Operator, Problem, Said, Source, State};
 use crate::{
     api::{
         RevocationsResponse, SendRevocations,
@@ -54,6 +54,7 @@ impl FromRequestParts<Arc<Shared>> for Returning {
             refused => refused.into(),
         })?;
         super::rekey::on_heard(shared, by.id(), &parts.extensions).await?;
+        super::known(&parts.extensions);
         Ok(Returning(by))
     }
 }
@@ -118,10 +119,8 @@ fn list(shared: &Shared, after: u64) -> RevocationsResponse {
 pub async fn take_over(
     axum::extract::State(shared): State,
     Extension(Source(source)): Extension<Source>,
-    caller: Caller,
-    Body(body): Body<SendRevocations>,
+    Said { by, body }: Said<SendRevocations>,
 ) -> Result<Json<RevocationsResponse>, Problem> {
-    let by = caller.member()?;
     let now = clock::unix();
     let mut trust = Trust::clone(&shared.trust.current());
     let is_news = match trust.apply_revocations(&body.revocations, now) {

@@ -1,10 +1,11 @@
 //! Joining and renewing.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
     Extension, Json,
-    http::StatusCode,
+    extract::FromRequestParts,
+    http::{StatusCode, request::Parts},
     response::{IntoResponse, Response},
 };
 use wiremesh_certs::{CertificateRequest, Chain, JoinToken, hash_of_secret};
@@ -28,13 +29,26 @@ use crate::{
 /// A machine that waits for an operator is asked to come back no sooner. Longer than it takes the limiter to let it.
 const ASK_AGAIN: Duration = Duration::from_secs(3);
 
+/// One attempt to join from somewhere, charged before anything of its body is read: bodies that never end are so many as
+/// the limiter lets, and no more.
+pub struct Attempt(IpAddr);
+
+impl FromRequestParts<Arc<Shared>> for Attempt {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Attempt, Problem> {
+        let source = super::source(&parts.extensions);
+        shared.limiter().charge(source, clock::now()).map_err(too_many)?;
+        Ok(Attempt(source))
+    }
+}
+
 /// `POST /api/enroll`
 pub async fn enroll(
     axum::extract::State(shared): State,
-    Extension(Source(source)): Extension<Source>,
+    Attempt(source): Attempt,
     Body(body): Body<EnrollRequest>,
 ) -> Result<Response, Problem> {
-    shared.limiter().charge(source, clock::now()).map_err(too_many)?;
     let now = clock::unix();
     let request = CertificateRequest::parse(&body.csr).map_err(|bad| Problem::bad_request("bad_csr", bad))?;
     if request.wg != body.wireguard_key {

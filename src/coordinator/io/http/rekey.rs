@@ -8,7 +8,7 @@ use axum::{
 };
 use wiremesh_certs::{CertificateRequest, NodeId};
 
-use super::{Body, Caller, Problem, Source, State, admin};
+use super::{Problem, Said, Source, State, admin};
 use crate::{
     api::{RekeyRequest, RekeyResponse},
     clock,
@@ -23,10 +23,8 @@ use crate::{
 pub async fn rekey(
     axum::extract::State(shared): State,
     Extension(Source(source)): Extension<Source>,
-    caller: Caller,
-    Body(body): Body<RekeyRequest>,
+    Said { by, body }: Said<RekeyRequest>,
 ) -> Result<Json<RekeyResponse>, Problem> {
-    let by = caller.member()?;
     let now = clock::unix();
     let request = CertificateRequest::parse(&body.csr).map_err(|bad| Problem::bad_request("bad_csr", bad))?;
     if request.wg != body.wireguard_key {
@@ -49,8 +47,7 @@ pub async fn on_heard(shared: &Arc<Shared>, by: NodeId, extensions: &Extensions)
     if shared.registry().knows(by) {
         return Ok(());
     }
-    let from = extensions.get::<Source>().map_or(IpAddr::from([0, 0, 0, 0]), |source| source.0);
-    on_its_own(settle(shared.clone(), by, from)).await
+    on_its_own(settle(shared.clone(), by, super::source(extensions))).await
 }
 
 async fn settle(shared: Arc<Shared>, heard: NodeId, from: IpAddr) -> Result<(), Problem> {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use axum::{Extension, Json, extract::Path};
 use wiremesh_certs::{NodeRecord, Opened, Signed, TunnelUrl, UnixTime, Verified};
 
-use super::{Body, Caller, Problem, Source, State};
+use super::{Caller, Problem, Said, Source, State};
 use crate::{
     api::{
         Copied, HeartbeatRequest, HeartbeatResponse, Instance, MAX_CAPABILITIES_BYTES, RegisterRequest, TunnelFound,
@@ -22,10 +22,8 @@ use crate::{
 pub async fn register(
     axum::extract::State(shared): State,
     Extension(Source(source)): Extension<Source>,
-    caller: Caller,
-    Body(body): Body<RegisterRequest>,
+    Said { by, body }: Said<RegisterRequest>,
 ) -> Result<Json<HeartbeatResponse>, Problem> {
-    let by = caller.member()?;
     let length = serde_json::to_string(&body.capabilities).map_or(usize::MAX, |json| json.len());
     if length > MAX_CAPABILITIES_BYTES {
         return Err(Problem::bad_request("bad_capabilities", "capabilities longer than 8 KiB"));
@@ -47,10 +45,8 @@ pub async fn register(
 pub async fn heartbeat(
     axum::extract::State(shared): State,
     Extension(Source(source)): Extension<Source>,
-    caller: Caller,
-    Body(body): Body<HeartbeatRequest>,
+    Said { by, body }: Said<HeartbeatRequest>,
 ) -> Result<Json<HeartbeatResponse>, Problem> {
-    let by = caller.member()?;
     let (opened, now) = open(&shared, &by, source, &body.record).await?;
     let (sequence, tunnel_url) = (opened.payload.sequence, opened.payload.tunnel_url.clone());
     let introductions = shared.registry().handle_heartbeat(&shared.trust.current(), &by, opened, now)?;

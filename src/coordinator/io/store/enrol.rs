@@ -21,7 +21,7 @@ use crate::coordinator::{
     registry::Member,
 };
 
-/// Of one member, not yet ended. An honest one has two or three; at the bound it may not renew until some end.
+/// Of one member, not yet ended. An honest one has two or three; at the bound it gets none until some end.
 const MAX_LIVE_CERTIFICATES: i64 = 64;
 
 /// What a certificate is to say.
@@ -291,7 +291,11 @@ impl Store {
 }
 
 /// Whether one more certificate may be issued to this identity.
-async fn has_room(tx: &mut Transaction<'_, Sqlite>, identity: NodeId, now: UnixTime) -> Result<(), StoreError> {
+pub(super) async fn has_room(
+    tx: &mut Transaction<'_, Sqlite>,
+    identity: NodeId,
+    now: UnixTime,
+) -> Result<(), StoreError> {
     let live: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM certificates WHERE identity = ? AND not_after > ?")
         .bind(identity.0.as_slice())
         .bind(integer(now.0))
@@ -299,7 +303,7 @@ async fn has_room(tx: &mut Transaction<'_, Sqlite>, identity: NodeId, now: UnixT
         .await?;
     if live >= MAX_LIVE_CERTIFICATES {
         return Err(StoreError::Full(
-            "this member has 64 certificates that have not ended; it renews or joins too often",
+            "this member has 64 certificates that have not ended; it renews, joins or changes its keys too often",
         ));
     }
     Ok(())

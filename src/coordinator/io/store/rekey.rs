@@ -8,7 +8,7 @@ use wiremesh_certs::{AllowedServices, CertificateRequest, Chain, GroupName, Node
 
 use super::{
     Store, StoreError, audit,
-    enrol::{Grant, Issue, write_certificate},
+    enrol::{Grant, Issue, has_room, write_certificate},
     from_json, integer, node_id, parsed, unsigned, wg_key,
 };
 use crate::coordinator::{
@@ -39,6 +39,8 @@ impl Store {
         let mut tx = self.begin().await?;
         let facts = facts(&mut tx, present, request, now).await?;
         let decision = rekey::decide(present, request, &facts)?;
+        // The same keys may be asked for again, but not for ever: each time is a certificate, and a row of the audit.
+        has_room(&mut tx, request.identity, now).await?;
         let row = sqlx::query("SELECT * FROM members WHERE identity = ?")
             .bind(present.0.as_slice())
             .fetch_one(&mut *tx)

@@ -348,6 +348,35 @@ async fn a_member_cannot_fill_the_database_with_renewals() {
 }
 
 #[tokio::test]
+async fn a_member_cannot_push_out_the_audit_by_asking_for_the_same_next_keys_again_and_again() {
+    let mut fixture = fixture("10.42.0.0/16").await;
+    fixture.token(1).await;
+    let present = fixture.join(1).await.unwrap().identity;
+    let (authority, rng) = (&fixture.authority, &mut fixture.rng);
+    let next = request(2, "n1");
+
+    let mut certified = 0;
+    let refused = loop {
+        let asking = fixture.store.rekey(present, &next, HERE, NOW, |grant| issue(authority, grant, NOW, rng));
+        match asking.await {
+            Ok(_) => certified += 1,
+            Err(error) => break error,
+        }
+        assert!(certified < 100, "it goes on for ever");
+    };
+
+    assert!(matches!(refused, StoreError::Full(_)), "{refused}");
+    assert_eq!(certified, 64);
+    assert_eq!(fixture.kinds().await.iter().filter(|kind| *kind == "next_keys_certified").count(), 64);
+    let settled = fixture.store.settle(next.identity, HERE, NOW).await.unwrap().unwrap();
+    assert_eq!(settled.former, present, "the keys it has are as good as before");
+    let (authority, rng) = (&fixture.authority, &mut fixture.rng);
+    let after = request(3, "n1");
+    let asking = fixture.store.rekey(next.identity, &after, HERE, NOW, |grant| issue(authority, grant, NOW, rng));
+    assert!(asking.await.is_ok(), "and others may be asked for");
+}
+
+#[tokio::test]
 async fn the_database_of_another_authority_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("x.db");

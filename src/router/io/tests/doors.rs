@@ -4,7 +4,7 @@ use http::Request;
 use wiremesh_certs::proof_header;
 
 use super::mesh::*;
-use crate::{clock, router::io::serve::MAX_CONNECTIONS_PER_MEMBER};
+use crate::{clock, open_files, router::io::serve::Room};
 
 #[tokio::test]
 async fn the_ingress_refuses_what_is_not_proved_with_its_reason() {
@@ -97,23 +97,47 @@ async fn a_connection_on_which_nothing_is_asked_gives_its_place_up() {
     let mesh = Mesh::new();
     let agent = mesh.agent("alice", 2, None).await;
 
-    // Nothing at all, and the beginning of what could become either version of HTTP.
-    for beginning in ["", "P", "PRI * HTTP/2.0", "GET / HTTP/1.1\r\n"] {
-        let mut stream = tokio::net::TcpStream::connect(agent.local).await.unwrap();
-        stream.write_all(beginning.as_bytes()).await.unwrap();
+    // Nothing at all, the beginning of what could become either version of HTTP, and no more than that version.
+    for beginning in ["", "P", "PRI * HTTP/2.0", "GET / HTTP/1.1\r\n", HTTP_2] {
+        for door in [agent.local, agent.overlay, agent.ingress] {
+            let mut stream = tokio::net::TcpStream::connect(door).await.unwrap();
+            stream.write_all(beginning.as_bytes()).await.unwrap();
 
-        let closed = tokio::time::timeout(std::time::Duration::from_secs(600), stream.read(&mut [0; 256])).await;
-        assert!(closed.is_ok(), "{beginning:?}");
+            let closed = tokio::time::timeout(20 * second(), stream.read_to_end(&mut Vec::new())).await;
+            assert!(closed.is_ok(), "{beginning:?}");
+        }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_on_which_only_strangers_ask_gives_its_place_up() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mesh = Mesh::new();
+    let agent = mesh.agent("alice", 2, None).await;
+
+    let mut stream = tokio::net::TcpStream::connect(agent.ingress).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    let closed = tokio::time::timeout(second(), stream.read_to_string(&mut answer)).await;
+    assert!(closed.is_ok() && answer.starts_with("HTTP/1.1 401") && answer.contains("connection: close"), "{answer}");
+
+    let stream = hyper_util::rt::TokioIo::new(tokio::net::TcpStream::connect(agent.ingress).await.unwrap());
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, stream).await.unwrap();
+    let connection = tokio::task::spawn(connection);
+    let request = Request::get(format!("http://{}/", agent.ingress)).body(text("")).unwrap();
+    assert_eq!(sender.send_request(request).await.unwrap().status(), 401);
+    assert!(tokio::time::timeout(30 * second(), connection).await.is_ok());
 }
 
 #[tokio::test]
 async fn one_member_does_not_take_all_places_of_the_overlay_door() {
     use tokio::io::AsyncReadExt;
-    let mesh = Mesh::new();
+    let _ = open_files::raise_from_few();
+    let (mesh, files) = (Mesh::new(), open_files::limit());
     let agent = mesh.agent("alice", 2, None).await;
     let mut greedy = Vec::new();
-    for _ in 0..MAX_CONNECTIONS_PER_MEMBER {
+    for _ in 0..Room::among(files).member {
         greedy.push(tokio::net::TcpStream::connect(agent.overlay).await.unwrap());
     }
 
@@ -147,6 +171,13 @@ async fn an_api_key_opens_the_local_door_and_goes_no_further() {
     assert_eq!(get(format!("http://{address}/stats")).await.status(), 401);
     assert_eq!(get(format!("http://{address}/health/live")).await.status(), 200);
     assert_eq!(read(ask("/service/ocr", "Bearer sesame").await).await, "None");
+}
+
+/// The beginning of a connection: the preface, and settings that are none.
+const HTTP_2: &str = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\u{4}\0\0\0\0\0";
+
+fn second() -> std::time::Duration {
+    std::time::Duration::from_secs(1)
 }
 
 fn minute() -> std::time::Duration {

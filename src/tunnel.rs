@@ -1,7 +1,8 @@
 //! Where a tunnel URL may lead: to another machine.
 //!
 //! A record says what its signer wants. One whose tunnel URL leads to `127.0.0.1` or to a cloud's metadata address would
-//! have everybody else's agents send requests to services of their own machines that trust whoever reaches them.
+//! have everybody else's agents, and the coordinator that looks at it, send requests to services of their own machines
+//! that trust whoever reaches them.
 
 use std::net::IpAddr;
 
