@@ -136,7 +136,9 @@ async fn until_due(recorder: &Recorder, directory: &directory::Handle) {
 /// Looks for what others have been told in our name since we last told them something. False if nobody answered.
 async fn listen_for_copies(recorder: &Recorder, directory: &directory::Handle) -> bool {
     let was_answered = directory.look_for_ourselves(recorder.author.own().address()).await;
-    for entry in directory.take_heard_of_us() {
+    let heard = directory.take_heard_of_us();
+    tracing::debug!(was_answered, heard = ?heard.iter().map(|entry| entry.sequence()).collect::<Vec<_>>(), "looked for copies");
+    for entry in heard {
         if recorder.author.on_heard(entry.record(), clock::unix()) {
             tracing::warn!("another machine uses this machine's keys: stop one of them, or revoke this member");
         }

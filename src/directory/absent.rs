@@ -64,6 +64,11 @@ impl Absent {
         self.members.remove(member);
     }
 
+    /// All of them may be dialled again, as if they had never failed: things may have changed.
+    pub fn forget(&mut self) {
+        self.members.clear();
+    }
+
     /// Whether dialling it now is pointless.
     pub fn is_absent(&self, member: &NodeId, now: Instant) -> bool {
         self.members.get(member).is_some_and(|failures| now < failures.until)

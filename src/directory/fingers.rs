@@ -197,14 +197,17 @@ impl Fingers {
     /// A later record of some member was heard from elsewhere: an introduction, a heartbeat's answer.
     pub fn observe(&mut self, entry: &Entry, trust: &Trust) {
         for (offer, finger) in &mut self.offers {
-            let Some(worker) = finger.workers.get_mut(&entry.id()).filter(|known| known.sequence() < entry.sequence())
-            else {
+            let known = finger.workers.get(&entry.id()).map(Entry::sequence);
+            let failed = finger.forgotten.get(&entry.id()).map(|(sequence, _)| *sequence);
+            // Others are found by asking: whoever came back is one that we asked for, and found, before.
+            if known.or(failed).is_none_or(|sequence| entry.sequence() <= sequence) {
                 continue;
-            };
-            if entry.offers(offer, trust) {
-                *worker = entry.clone();
-            } else {
+            }
+            if !entry.offers(offer, trust) {
                 finger.workers.remove(&entry.id());
+            } else if known.is_some() || finger.workers.len() < MAX_WORKERS {
+                finger.forgotten.remove(&entry.id());
+                finger.workers.insert(entry.id(), entry.clone());
             }
         }
     }

@@ -37,6 +37,8 @@ use crate::task::Tasks;
 pub const DEFAULT_PORT: u16 = 8468;
 /// The table is given so long for an answer; then what has been heard counts. Two round trips of 100 ms, with room.
 pub const LOOKUP_DEADLINE: Duration = Duration::from_millis(300);
+/// How often somebody is dialled who was once met and is not connected, as a rule.
+pub const LOOK_BACK_EVERY: Duration = Duration::from_secs(60);
 
 /// Who is asked when the table has no answer: the coordinator. What it says is checked like anybody's word.
 pub trait Discover: Send + Sync + 'static {
@@ -62,12 +64,22 @@ pub struct Settings {
     pub mtu: u16,
     /// How long the table is given to answer a lookup.
     pub deadline: Duration,
+    /// How often somebody is dialled who was once met and is not connected.
+    pub look_back_every: Duration,
 }
 
 impl Settings {
     /// The usual, at this address.
     pub fn at(address: OverlayIp) -> Settings {
-        Settings { table: true, address, port: DEFAULT_PORT, device: None, mtu: 1280, deadline: LOOKUP_DEADLINE }
+        Settings {
+            table: true,
+            address,
+            port: DEFAULT_PORT,
+            device: None,
+            mtu: 1280,
+            deadline: LOOKUP_DEADLINE,
+            look_back_every: LOOK_BACK_EVERY,
+        }
     }
 }
 
@@ -94,7 +106,7 @@ pub fn start(
         let endpoint_settings = EndpointSettings { bind: me, device: settings.device.as_deref(), mtu: settings.mtu };
         let endpoint = transport::endpoint(&endpoint_settings, identity, credentials.clone(), trust.clone())?;
         let gate = Arc::new(Gate::new(trust, identity.id(), settings.port));
-        let table = Table::new(endpoint, gate, shared.clone(), me)?;
+        let table = Table::new(endpoint, gate, shared.clone(), me, settings.look_back_every)?;
         let (sender, receiver) = mpsc::channel(table::MAX_ORDERS);
         tasks.spawn("directory table", |stop| table.run(receiver, stop));
         orders = Some(sender);

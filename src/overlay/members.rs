@@ -122,7 +122,7 @@ impl Overlay {
             return Ok(());
         }
         for (_, mut peer) in self.peers.iter() {
-            peer.owes_introduction = peer.verified().is_some();
+            peer.owe_introduction(now);
         }
         self.out.wake.note(Some((now, "our certificate changed")));
         Ok(())

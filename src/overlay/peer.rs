@@ -1,6 +1,9 @@
 //! One other node: who it is, the session with it, the way to it.
 
-use std::{net::SocketAddr, time::Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use ipnet::IpNet;
 use wiremesh_certs::{NodeRecord, OverlayIp, Signed, UnixTime, Verified, WgPublicKey};
@@ -49,6 +52,11 @@ pub enum Left {
     Replaced,
 }
 
+/// A new certificate is sent so often: nobody says that it has come.
+const INTRODUCTIONS: u8 = 3;
+/// From one of these to the next: what takes one of them has passed.
+const INTRODUCE_AGAIN: Duration = Duration::from_secs(2);
+
 /// The most that one peer writes into the outbox at once: a handshake and an introduction to every endpoint.
 pub const ROOM: usize = (super::path::MAX_CANDIDATES + 2) * (MAX_DATAGRAM + INITIATION);
 
@@ -74,8 +82,9 @@ pub struct Peer {
     pub sequence: u64,
     /// The record it introduced itself with.
     pub record: Option<Signed<NodeRecord>>,
-    /// It has not been sent our present certificate.
-    pub owes_introduction: bool,
+    /// So often it is still to be sent our present certificate.
+    owed_introductions: u8,
+    introduce_at: Instant,
     introduction_key: IntroductionKey,
 }
 
@@ -93,8 +102,17 @@ impl Peer {
             used_at: now,
             sequence: 0,
             record: None,
-            owes_introduction: false,
+            owed_introductions: 0,
+            introduce_at: now,
             introduction_key: IntroductionKey::of(&key),
+        }
+    }
+
+    /// We have another certificate than it knows.
+    pub fn owe_introduction(&mut self, now: Instant) {
+        if self.verified().is_some() {
+            self.owed_introductions = INTRODUCTIONS;
+            self.introduce_at = now;
         }
     }
 
@@ -152,8 +170,12 @@ impl Peer {
             Some(Due::Rekey) => self.initiate(Reach::Likely, own, out, now),
             Some(Due::GaveUp) | None => {}
         }
-        if self.owes_introduction && self.session.is_ready() {
+        if self.owed_introductions > 0 && self.session.is_ready() && now >= self.introduce_at {
             self.introduce(own, out);
+            self.introduce_at = now + INTRODUCE_AGAIN;
+            if self.owed_introductions > 0 {
+                out.wake.note(Some((self.introduce_at, "our certificate changed")));
+            }
         }
         let expired = self.held.expire(now);
         if !self.session.is_ready() {
@@ -297,7 +319,7 @@ impl Peer {
     }
 
     fn transmit_initiation(&mut self, initiation: &[u8], reach: Reach, own: &Own, out: &mut Outbox, now: Instant) {
-        if reach == Reach::Likely && self.path.is_proven(now) && !self.owes_introduction {
+        if reach == Reach::Likely && self.path.is_proven(now) && self.owed_introductions == 0 {
             return self.transmit(initiation, out);
         }
         let endpoints = self.path.everywhere();
@@ -315,7 +337,7 @@ impl Peer {
         if let Some(to) = self.path.current() {
             self.introduce_at(to, own, out);
         }
-        self.owes_introduction = false;
+        self.owed_introductions = self.owed_introductions.saturating_sub(1);
     }
 
     /// A standard WireGuard peer has no use for an introduction and gets none.

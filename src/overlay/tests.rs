@@ -453,6 +453,23 @@ fn a_renewed_certificate_reaches_whom_we_talk_to_and_carries_the_session_past_th
 }
 
 #[test]
+fn a_renewed_certificate_reaches_whom_we_talk_to_though_what_tells_of_it_is_lost_at_first() {
+    let mut mesh = Mesh::of(2);
+    mesh.send(0, 1, b"hello").unwrap();
+    mesh.advance(Duration::from_secs(5));
+
+    mesh.cut.insert(endpoint(0));
+    mesh.renew(0);
+    mesh.advance(Duration::from_secs(1));
+    mesh.cut.clear();
+    mesh.advance(Duration::from_secs(3));
+
+    let slot = mesh.overlays[1].peers.by_address(address(0)).unwrap();
+    let known = mesh.overlays[1].peers.lock(slot).unwrap().verified().unwrap().clone();
+    assert_eq!(known.serial(), mesh.nodes[0].verified.serial());
+}
+
+#[test]
 fn at_the_bound_the_peer_idle_for_longest_goes() {
     let authority = sim::authority();
     let mut mesh = Mesh::of(2);

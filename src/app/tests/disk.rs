@@ -114,3 +114,25 @@ async fn secrets_are_their_owners_alone() {
         assert!(!bytes.windows(secret.len()).any(|window| window == secret.as_bytes()));
     }
 }
+
+#[tokio::test]
+async fn a_renewed_certificate_that_cannot_be_written_is_used_and_written_when_it_can_be() {
+    let mesh = Mesh::start().await;
+    let dir = mesh.state_dir("a");
+    let (member, session) = mesh.join_in(&dir, "alpha", &mesh.token(json!({})).await).await.unwrap();
+    let handle = session.handle();
+    let alpha = Agent::run(member.clone(), session, &[]);
+    alpha.reached().await;
+    let aside = dir.with_extension("aside");
+    std::fs::rename(&dir, &aside).unwrap();
+
+    handle.renew().await.unwrap();
+
+    let renewed = member.client.verified();
+    assert_ne!(renewed.serial(), member.verified.serial());
+    std::fs::rename(&aside, &dir).unwrap();
+    while std::fs::read_to_string(dir.join("node.crt")).unwrap() != renewed.chain().to_pem() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    alpha.kill().await;
+}

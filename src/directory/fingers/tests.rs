@@ -112,6 +112,20 @@ fn a_failed_worker_comes_back_by_a_later_record_and_not_by_the_same() {
 }
 
 #[test]
+fn a_failed_worker_that_is_heard_of_again_is_back_without_being_asked_for() {
+    let mut asker = Asker::knowing(&[1, 2]);
+    asker.fingers.forget(&ocr(), &asker.id(1), asker.now);
+    let (same, later, stranger) = (asker.offers(1, 0), asker.offers(1, 5), asker.offers(3, 5));
+
+    asker.fingers.observe(&same, &asker.mesh.trust());
+    asker.fingers.observe(&stranger, &asker.mesh.trust());
+    let before = asker.workers();
+    asker.fingers.observe(&later, &asker.mesh.trust());
+
+    assert_eq!((before, asker.workers()), (1, 2));
+}
+
+#[test]
 fn forgetting_the_last_worker_asks_anew() {
     let mut asker = Asker::knowing(&[1]);
 

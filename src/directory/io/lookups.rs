@@ -101,6 +101,10 @@ impl Lookups {
                 let _ = told.send(Some(found));
             }
             Search::Ourselves { address, told } => {
+                // Whoever uses our keys elsewhere has what others answer: all of them may seem to be gone.
+                if let Some(table) = &self.table {
+                    let _ = table.try_send(Order::Reconnect);
+                }
                 let (progress, _) = self.get(Key::Address(address)).await;
                 // Whoever asked has stopped waiting: it stops altogether.
                 let _ = told.send(progress.was_answered);

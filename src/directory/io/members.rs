@@ -96,6 +96,11 @@ impl Members {
         std::mem::take(&mut self.gone)
     }
 
+    /// Whoever did not answer may be dialled again at once.
+    pub fn forget_absences(&mut self) {
+        self.absent.forget();
+    }
+
     /// Members not to be dialled at this moment.
     pub fn absent(&self) -> usize {
         self.absent.count(clock::now())

@@ -14,9 +14,12 @@ use libp2p_kad::{
     Event, GetRecordOk, KBucketKey, PeerInfo, PeerRecord, PutRecordError, QueryId, QueryResult, QueryStats, Quorum,
     Record,
 };
-use libp2p_swarm::{Config, Swarm, SwarmEvent};
+use libp2p_swarm::{
+    Config, Swarm, SwarmEvent,
+    dial_opts::{DialOpts, PeerCondition},
+};
 use quinn::Endpoint;
-use rand::{Rng, SeedableRng, rngs::SmallRng};
+use rand::{Rng, SeedableRng, rngs::SmallRng, seq::IndexedRandom};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 use wiremesh_certs::NodeId;
@@ -72,6 +75,8 @@ pub enum Order {
     Settle(oneshot::Sender<()>),
     /// Members to begin from.
     Contacts(Vec<Entry>),
+    /// Where nobody is connected, everybody is dialled again, also who did not answer a moment ago.
+    Reconnect,
     /// Revocations or policy have changed.
     TrustChanged,
 }
@@ -115,11 +120,19 @@ pub struct Table {
     sweep_at: Instant,
     explore_at: Instant,
     retry_at: Instant,
+    look_back_at: Instant,
+    look_back_every: Duration,
 }
 
 impl Table {
     /// A table at the address `me` of the overlay.
-    pub fn new(endpoint: Endpoint, gate: Arc<Gate>, shared: Arc<Shared>, me: SocketAddr) -> anyhow::Result<Table> {
+    pub fn new(
+        endpoint: Endpoint,
+        gate: Arc<Gate>,
+        shared: Arc<Shared>,
+        me: SocketAddr,
+        look_back_every: Duration,
+    ) -> anyhow::Result<Table> {
         let peer = gate::peer_id(&shared.me).context("our identity is no Ed25519 key")?;
         let connections = TaskTracker::new();
         let spawner = connections.clone();
@@ -146,6 +159,8 @@ impl Table {
             sweep_at: now + SWEEP_EVERY,
             explore_at: now + EXPLORE_EVERY,
             retry_at: now + RETRY_CONTACTS_EVERY,
+            look_back_at: now + look_back_every,
+            look_back_every,
         })
     }
 
@@ -184,6 +199,11 @@ impl Table {
             Order::Publish(entry) => self.publisher.publish(entry, now),
             Order::Settle(settled) => self.settling.push(settled),
             Order::Contacts(entries) => self.add_contacts(&entries),
+            Order::Reconnect if self.is_alone() => {
+                self.swarm.behaviour_mut().forget_absences();
+                self.dial_contacts(now);
+            }
+            Order::Reconnect => {}
             Order::TrustChanged => {
                 self.disconnect_disbelieved();
                 self.sweep_store();
@@ -379,7 +399,7 @@ impl Table {
             let address = gate::multiaddr(SocketAddr::new(entry.address().0, self.me.port()));
             self.swarm.behaviour_mut().kad.add_address(&peer, address);
         }
-        if !entries.is_empty() && self.swarm.connected_peers().next().is_none() {
+        if !entries.is_empty() && self.is_alone() {
             self.join();
         }
     }
@@ -409,12 +429,39 @@ impl Table {
             let id = self.closest_to(somewhere.to_vec());
             self.begin(id, Purpose::Explore, PUBLISH_DEADLINE, now);
         }
-        if now >= self.retry_at && self.swarm.connected_peers().next().is_none() {
-            self.retry_at = now + RETRY_CONTACTS_EVERY;
-            let contacts = self.shared.memory().contacts.list();
-            self.add_contacts(&contacts);
+        if now >= self.retry_at && self.is_alone() {
+            self.dial_contacts(now);
+        }
+        if now >= self.look_back_at {
+            self.look_back_at = now + self.look_back_every.mul_f64(self.rng.random_range(0.75..1.25));
+            self.look_back();
         }
         self.report();
+    }
+
+    fn is_alone(&self) -> bool {
+        self.swarm.connected_peers().next().is_none()
+    }
+
+    fn dial_contacts(&mut self, now: Instant) {
+        self.retry_at = now + RETRY_CONTACTS_EVERY;
+        let contacts = self.shared.memory().contacts.list();
+        self.add_contacts(&contacts);
+    }
+
+    /// Dials one of the members we once met and are not connected to. When a network that was in two parts is whole again, each
+    /// part has taken the other out of its table, and nobody in a table names anybody who is in none.
+    fn look_back(&mut self) {
+        let contacts = self.shared.memory().contacts.list();
+        let lost = contacts.iter().filter_map(|entry| Some((gate::peer_id(&entry.id())?, entry.address().0)));
+        let lost: Vec<_> = lost.filter(|(peer, _)| !self.swarm.is_connected(peer)).collect();
+        let Some((peer, address)) = lost.choose(&mut self.rng) else { return };
+        let address = gate::multiaddr(SocketAddr::new(*address, self.me.port()));
+        let dial = DialOpts::peer_id(*peer).condition(PeerCondition::Disconnected).addresses(vec![address]).build();
+        // One that did not answer a moment ago is not dialled: another minute, another member.
+        if let Err(error) = self.swarm.dial(dial) {
+            tracing::trace!(%peer, %error, "not dialled");
+        }
     }
 
     fn forget(&mut self, peer: Option<PeerId>) {

@@ -112,6 +112,27 @@ async fn a_look_for_what_is_said_in_our_name_says_whether_anybody_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_was_met_once_and_is_in_no_table_is_met_again() {
+    let lab = Lab::new();
+    let often = |n| {
+        let node = lab.mesh.node(n);
+        let settings = Settings { look_back_every: Duration::from_millis(200), ..lab.settings(node.address()) };
+        lab.start(&lab.mesh, node, &settings)
+    };
+    let (a, b, c, d) = (often(1), lab.member(2), lab.member(3), lab.member(4));
+    a.knows(&[&b]);
+    c.knows(&[&d]);
+    eventually("there are two pairs", || [&a, &c].iter().all(|m| m.handle.status().connections == 1)).await;
+
+    let met = a.handle.shared.open(&c.latest.lock().unwrap()).unwrap();
+    a.handle.shared.memory().contacts.add(&met);
+
+    c.publish(&["ocr"]);
+    eventually("they are one mesh", || a.handle.status().connections > 1 && d.handle.status().members > 1).await;
+    assert_eq!(b.find("ocr").await.workers[0].id(), c.node.id());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lone_member_finds_its_own_and_tells_the_first_who_comes() {
     let lab = Lab::new();
     let a = lab.member(1);

@@ -53,6 +53,8 @@ pub struct Session {
     clock_was_wrong: bool,
     /// Whether it was said that our certificate has ended.
     had_ended: bool,
+    /// Our certificate, while it could not be written to disk.
+    unkept: Option<Verified>,
     seed: u64,
 }
 
@@ -114,6 +116,7 @@ impl Session {
             seeds_at: now,
             clock_was_wrong: false,
             had_ended: false,
+            unkept: None,
             seed,
         }
     }
@@ -312,6 +315,9 @@ impl Session {
             let why = "this machine starts with other keys and another certificate".to_owned();
             return answer(asked, Err(NotRenewed { why, hint: None }));
         }
+        if let Some(unkept) = self.unkept.clone() {
+            self.write_down(unkept);
+        }
         let now = clock::unix();
         let (trust, own) = (self.member.trust.current(), self.member.client.verified());
         if asked.is_some() {
@@ -363,7 +369,7 @@ impl Session {
         }
     }
 
-    async fn renew(&self) -> anyhow::Result<Verified> {
+    async fn renew(&mut self) -> anyhow::Result<Verified> {
         let renewed = self.member.client.renew().await?;
         // The certificate may be of an authority that only this list makes believed.
         if let Some(signed) = renewed.revocations {
@@ -372,9 +378,26 @@ impl Session {
         let (before, now) = (self.member.client.verified(), clock::unix());
         let trust = self.member.trust.current();
         let verified = joining::accept_renewed(&trust, &renewed.certificate, &before.as_ref().into(), now)?;
-        self.disk.keep_certificate(&verified.chain().to_pem())?;
-        self.disk.settle_authorities(&trust, self.handle.lists.latest().as_deref(), now)?;
+        self.write_down(verified.clone());
         Ok(verified)
+    }
+
+    /// Writes our certificate to disk, as well as that can be done: a full disk is no reason to go on with one that ends.
+    fn write_down(&mut self, verified: Verified) {
+        let (trust, list) = (self.member.trust.current(), self.handle.lists.latest());
+        let kept = self.disk.keep_certificate(&verified.chain().to_pem());
+        let kept = kept.and_then(|()| self.disk.settle_authorities(&trust, list.as_deref(), clock::unix()));
+        match kept {
+            Ok(()) if self.unkept.take().is_some() => tracing::info!("the renewed certificate is on disk now"),
+            Ok(()) => {}
+            Err(error) => {
+                if self.unkept.replace(verified).is_none() {
+                    tracing::warn!(
+                        "the renewed certificate is used, and could not be written to disk, which is tried again: {error:#}"
+                    );
+                }
+            }
+        }
     }
 
     /// Says once that our clock is off, and once that it is right again.
