@@ -101,11 +101,22 @@ impl Store {
     /// The live entries under `key`, newest first, as a value. A withdrawal is among them: a reader that also hears an
     /// older word of that signer then knows which is right. What was revoked since it was stored is not.
     pub fn get(&self, key: &[u8], trust: &Trust, now: UnixTime) -> Option<Vec<u8>> {
-        let key = Key::from_bytes(key)?;
-        let is_live = |entry: &&Entry| entry.is_believed(trust, now) && check(&key, entry, trust, now).is_ok();
-        let mut live: Vec<&Entry> = self.keys.get(&key)?.values().filter(is_live).collect();
-        live.sort_by_key(|entry| std::cmp::Reverse(entry.sequence()));
+        let live = self.live(key, trust, now);
         (!live.is_empty()).then(|| value::encode(live.into_iter().map(Entry::signed)))
+    }
+
+    /// The sequence of the newest of them.
+    pub fn latest(&self, key: &[u8], trust: &Trust, now: UnixTime) -> Option<u64> {
+        self.live(key, trust, now).first().map(|entry| entry.sequence())
+    }
+
+    fn live(&self, key: &[u8], trust: &Trust, now: UnixTime) -> Vec<&Entry> {
+        let Some(key) = Key::from_bytes(key) else { return Vec::new() };
+        let is_live = |entry: &&Entry| entry.is_believed(trust, now) && check(&key, entry, trust, now).is_ok();
+        let mut live: Vec<&Entry> =
+            self.keys.get(&key).into_iter().flat_map(|of| of.values()).filter(is_live).collect();
+        live.sort_by_key(|entry| std::cmp::Reverse(entry.sequence()));
+        live
     }
 
     /// Entries stored, under all keys.

@@ -245,14 +245,18 @@ impl RecordStore for KadStore {
     type RecordsIter<'a> = Empty<Cow<'a, Record>>;
     type ProvidedIter<'a> = Empty<Cow<'a, ProviderRecord>>;
 
-    /// What is stored here; for an address or name also what is only remembered. Whoever names a member to another has
-    /// met it, so a new member can be reached through those who know it even if its storers are strangers as well.
+    /// What is stored here; for an address or name what is only remembered, if it is later. Whoever names a member to
+    /// another has met it, so a new member can be reached through those who know it even if its storers are strangers as
+    /// well; and one that introduced itself a moment ago may not have been able to write to its storers yet.
     fn get(&self, key: &RecordKey) -> Option<Cow<'_, Record>> {
         let (trust, now) = (self.shared.trust.current(), clock::unix());
-        let value = self.store.get(key.as_ref(), &trust, now).or_else(|| {
-            let entry = self.shared.recall(&Sought::of(&Key::from_bytes(key.as_ref())?)?)?;
-            entry.is_hint(now).then(|| value::encode([entry.signed()]))
-        })?;
+        let sought = Key::from_bytes(key.as_ref()).and_then(|key| Sought::of(&key));
+        let remembered = sought.and_then(|sought| self.shared.recall(&sought)).filter(|entry| entry.is_hint(now));
+        let stored = self.store.latest(key.as_ref(), &trust, now);
+        let value = match remembered {
+            Some(entry) if stored.is_none_or(|stored| stored < entry.sequence()) => value::encode([entry.signed()]),
+            _ => self.store.get(key.as_ref(), &trust, now)?,
+        };
         Some(Cow::Owned(Record::new(key.clone(), value)))
     }
 

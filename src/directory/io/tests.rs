@@ -98,12 +98,14 @@ async fn an_address_that_is_stored_nowhere_is_found_through_whoever_has_met_its_
 async fn a_look_for_what_is_said_in_our_name_says_whether_anybody_answered() {
     let lab = Lab::new();
     let (a, b) = (lab.member(1), lab.member(2));
+    a.publish(&[]);
     let while_alone = a.handle.look_for_ourselves(a.node.address()).await;
-
-    // Another machine with the keys of a has told b this.
-    b.handle.add_contacts(&[a.sign(&["ocr"], LIFE)]);
     a.knows(&[&b]);
-    eventually("they are connected", || a.handle.status().connections > 0).await;
+    eventually("b stores a's record", || b.handle.status().stored >= 2).await;
+    a.handle.take_heard_of_us();
+
+    // Another machine with the keys of a has told b this, and could not write it.
+    b.handle.add_contacts(&[a.sign(&["ocr"], LIFE)]);
     let beside_another = a.handle.look_for_ourselves(a.node.address()).await;
 
     assert_eq!((while_alone, beside_another), (false, true));
