@@ -29,6 +29,11 @@ const MAX_RUNNING: usize = 64;
 pub const MAX_WAITING: usize = 256;
 /// The coordinator is given so long to answer.
 const HTTP_DEADLINE: Duration = Duration::from_secs(3);
+/// A look for what is stored in our name ends so long after it began, answered or not: the overlay makes a session anew
+/// within a fraction of a second of finding it silent, and whoever was asked is dialled again.
+const LOOK_DEADLINE: Duration = Duration::from_secs(3);
+/// From one try of such a look to the next, where nobody could be asked.
+const LOOK_PAUSE: Duration = Duration::from_millis(300);
 /// Records taken from one answer of the coordinator.
 const MAX_DISCOVERED: usize = 256;
 
@@ -101,13 +106,8 @@ impl Lookups {
                 let _ = told.send(Some(found));
             }
             Search::Ourselves { address, told } => {
-                // Whoever uses our keys elsewhere has what others answer: all of them may seem to be gone.
-                if let Some(table) = &self.table {
-                    let _ = table.try_send(Order::Reconnect);
-                }
-                let (progress, _) = self.get(Key::Address(address)).await;
-                // Whoever asked has stopped waiting: it stops altogether.
-                let _ = told.send(progress.was_answered);
+                // Whoever asked has stopped waiting if this fails: it stops altogether.
+                let _ = told.send(self.look_for_ourselves(address).await);
             }
         }
     }
@@ -189,24 +189,40 @@ impl Lookups {
         self.shared.recall(sought)
     }
 
+    /// Whether anybody told what they store in our name. Whoever uses our keys elsewhere has the answers of others, until the
+    /// overlay has made its session with them anew; so long all of them seem to be gone.
+    async fn look_for_ourselves(&self, address: OverlayIp) -> bool {
+        let until = clock::now() + LOOK_DEADLINE;
+        loop {
+            if let Some(table) = &self.table {
+                let _ = table.try_send(Order::Reconnect);
+            }
+            let (progress, _) = self.get_once(Key::Address(address), LOOK_DEADLINE).await;
+            if progress.was_answered || clock::now() >= until {
+                return progress.was_answered;
+            }
+            tokio::time::sleep(LOOK_PAUSE).await;
+        }
+    }
+
     /// Looks a key up in the table. Returns at the first answer; more may follow.
     async fn get(&self, key: Key) -> (Progress, Option<mpsc::Receiver<Progress>>) {
         let begun_at = clock::now();
-        let (progress, more) = self.get_once(key.clone()).await;
+        let (progress, more) = self.get_once(key.clone(), self.deadline).await;
         let was_early = clock::now().saturating_duration_since(begun_at) < self.deadline / 2;
         if progress.was_answered || !was_early {
             return (progress, more);
         }
         // Connections that ended just as they were to be used: those asked are dialled anew. Where nobody is left to be
         // asked, this too ends at once.
-        self.get_once(key).await
+        self.get_once(key, self.deadline).await
     }
 
-    async fn get_once(&self, key: Key) -> (Progress, Option<mpsc::Receiver<Progress>>) {
+    async fn get_once(&self, key: Key, deadline: Duration) -> (Progress, Option<mpsc::Receiver<Progress>>) {
         let Some(table) = &self.table else { return (Progress::default(), None) };
         // The first answer and the end.
         let (progress, mut answers) = mpsc::channel(2);
-        if table.try_send(Order::Get { key, deadline: self.deadline, progress }).is_err() {
+        if table.try_send(Order::Get { key, deadline, progress }).is_err() {
             return (Progress::default(), None);
         }
         match answers.recv().await {
