@@ -39,7 +39,7 @@ pub enum Refused {
         now: UnixTime,
     },
     /// Taken back by the authority.
-    #[error("it is revoked, by its keys or as certificate {serial}")]
+    #[error("its certificate {serial} is revoked")]
     Revoked {
         /// Which one.
         serial: Serial,
