@@ -58,7 +58,6 @@ pub mod router;
 pub mod sandbox;
 pub mod services;
 pub mod settings;
-pub mod shares;
 pub mod task;
 pub mod telemetry;
 pub mod tunnel;

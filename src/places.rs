@@ -1,4 +1,7 @@
 //! Places that many share: so many in all, and so many for each.
+//!
+//! What is done for others before it is known what they may ask for takes a place here first: one who asks for too much of
+//! it is sent away, and the others are not.
 
 use std::{
     collections::BTreeMap,
@@ -6,8 +9,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// Who has how many. Its table is no longer than there are places taken.
-#[derive(Debug)]
+/// Who has how many. Its table is no longer than there are places taken. Clones are the same places.
+#[derive(Clone, Debug)]
 pub struct Places<K: Ord> {
     in_all: usize,
     each: usize,

@@ -138,7 +138,8 @@ async fn until_due(recorder: &Recorder, directory: &directory::Handle) {
 async fn listen_for_copies(recorder: &Recorder, directory: &directory::Handle) -> bool {
     let was_answered = directory.look_for_ourselves(recorder.author.own().address()).await;
     let heard = directory.take_heard_of_us();
-    tracing::debug!(was_answered, heard = ?heard.iter().map(|entry| entry.sequence()).collect::<Vec<_>>(), "looked for copies");
+    let sequences: Vec<u64> = heard.iter().map(|entry| entry.sequence()).collect();
+    tracing::debug!(was_answered, ?sequences, "looked for copies");
     for entry in heard {
         if recorder.author.on_heard(entry.record(), clock::unix()) {
             tracing::warn!("another machine uses this machine's keys: stop one of them, or revoke this member");

@@ -36,7 +36,7 @@ use crate::{
     clock, directory,
     membership::{self, io::Offered},
     overlay,
-    shares::Shares,
+    places::Places,
     task::{CancellationToken, Tasks},
 };
 
@@ -56,7 +56,7 @@ pub struct Gossip {
     directory: directory::Handle,
     overlay: overlay::Handle,
     manners: Arc<Mutex<Manners>>,
-    readers: Shares<OverlayIp>,
+    readers: Places<OverlayIp>,
     http: reqwest::Client,
     me: OverlayIp,
     /// Where agents listen on their overlay address.
@@ -192,8 +192,8 @@ impl Gossip {
     }
 }
 
-fn readers() -> Shares<OverlayIp> {
-    Shares::new(MAX_READ, 1)
+fn readers() -> Places<OverlayIp> {
+    Places::new(MAX_READ, 1)
 }
 
 async fn stopped(stop: &CancellationToken) -> anyhow::Result<()> {
@@ -249,7 +249,7 @@ async fn take(
 }
 
 /// What a neighbour sends, if it comes in time and not too many send at once. Nothing of it is read before.
-async fn read(readers: &Shares<OverlayIp>, node: OverlayIp, body: Body) -> Result<Bytes, Response> {
+async fn read(readers: &Places<OverlayIp>, node: OverlayIp, body: Body) -> Result<Bytes, Response> {
     let Some(_place) = readers.take(node) else {
         return Err(refusal(StatusCode::SERVICE_UNAVAILABLE, "busy", "other lists are read"));
     };

@@ -297,7 +297,7 @@ impl View {
         if membership.is_revoked && standing != Standing::Revoked {
             troubles.push(
                 "the coordinator refuses us because our certificate is revoked; if these are keys from before a change \
-                 of keys, put the present ones back, else join again with a new token"
+                 of keys, put the present ones back, else move the state directory away and join with a new token"
                     .to_owned(),
             );
         }

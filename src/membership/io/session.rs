@@ -335,7 +335,13 @@ impl Session {
             // Nobody renews it, and asking would be noise.
             self.lease.on_failure(now);
             let why = "our certificate is revoked".to_owned();
-            answer(asked, Err(NotRenewed { why: why.clone(), hint: Some("join again with a new token".to_owned()) }));
+            answer(
+                asked,
+                Err(NotRenewed {
+                    why: why.clone(),
+                    hint: Some("move the state directory away and join with a new token".to_owned()),
+                }),
+            );
             return self.note_lease(Some(why));
         }
         match self.renew().await {

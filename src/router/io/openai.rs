@@ -25,12 +25,12 @@ use super::{
 };
 use crate::{
     clock,
+    places::Places,
     router::{
         BadModel, Found, ModelName, Needs, Refusal, Source, Target, Worker, headers,
         openai::{self, Listed, Names, Peeked, Served},
     },
     services::{self, Asker, Reservation, Upstream},
-    shares::Shares,
 };
 
 /// What others serve is asked again when this old.
@@ -68,13 +68,13 @@ type Others = Arc<[(Worker, Vec<ModelName>)]>;
 pub(super) struct Peeks {
     room: Room,
     /// Other nodes have no part of that room: policy is asked only once it is known what they ask for.
-    members: Shares<OverlayIp>,
+    members: Places<OverlayIp>,
 }
 
 impl Peeks {
     /// Nothing is being read.
     pub fn new() -> Peeks {
-        Peeks { room: Room::new(), members: Shares::new(MEMBER_PEEKS, MEMBER_PEEKS_EACH) }
+        Peeks { room: Room::new(), members: Places::new(MEMBER_PEEKS, MEMBER_PEEKS_EACH) }
     }
 }
 
