@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!            dial failed                dial failed again
-//!   unknown ────────────► absent 5 s ──────────────────► absent 10 s … 60 s ─► gone: contact forgotten
+//!   unknown ────────────► absent 5 s ──────────────────► absent 10 s … 60 s ─► gone: out of the table
 //!      ▲                      │
 //!      └── it was heard ──────┘
 //! ```
@@ -41,7 +41,7 @@ struct Failures {
 pub enum Verdict {
     /// It may come back.
     Absent,
-    /// It has been silent for long: forget it.
+    /// It has been silent for long: it leaves the table.
     Gone,
 }
 
